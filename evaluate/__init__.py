@@ -1,0 +1,1 @@
+"""Checkpoint -> images -> numbers, each with the conditions it holds under."""

@@ -1,0 +1,198 @@
+"""Draws images' latents from a trained model: autoregressive steps outside, diffusion steps inside.
+
+Li et al. 2024, section 4.3. Every draw comes from a `NoiseSource`, whose streams belong to single images:
+image i of a seed is the same whatever the batch, the worker or its neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluate.orders import Order, generation_order, reveal_counts
+from infra.errors import InputError
+from infra.seeding import stream
+from train.models.autoregressor import Autoregressor, Model
+from train.models.head import HeadSampling
+from train.models.patchify import patchify, unpatchify
+from train.models.transformer import put_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSteps:
+    """Diffusion steps of each autoregressive step: the step schedule. Equal ends make it constant."""
+
+    first: int = 100
+    """In the first autoregressive step."""
+    last: int = 100
+    """In the last one; fewer is faster, since late tokens are almost decided (DiSA, arXiv 2505.20297)."""
+    shape: Literal["linear", "two-stage"] = "linear"
+    """linear from first to last, or two-stage: first in the first half, then last."""
+
+    def at(self, step: int, ar_steps: int) -> int:
+        """Return the diffusion steps of autoregressive step `step` (0-based)."""
+        if self.shape == "two-stage":
+            return self.first if step < (ar_steps - 1) / 2 else self.last
+        if ar_steps == 1:
+            return self.first
+        return self.last + (ar_steps - 1 - step) * (self.first - self.last) // (ar_steps - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How images are drawn from a trained model."""
+
+    ar_steps: int = 64
+    """Autoregressive steps: rounds of revealing tokens."""
+    diffusion_steps: DiffusionSteps = field(default_factory=DiffusionSteps)
+    """Diffusion steps in each of them."""
+    solver: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    """How the head's process is run backwards."""
+    max_timestep: int | None = None
+    """Start the diffusion at this timestep (0..999) instead of 999; 950 lets few steps work."""
+    temperature: float = 1.0
+    """Scale of the noise in the diffusion steps."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance; 1 is none, and costs half."""
+    cfg_schedule: Literal["linear", "constant"] = "linear"
+    """Guidance grows linearly with the share of revealed tokens, or is constant."""
+    order: Order = "random"
+    """Which tokens come first."""
+
+    def head(self, step: int) -> HeadSampling:
+        """Return the head's settings in autoregressive step `step`."""
+        return HeadSampling(
+            steps=self.diffusion_steps.at(step, self.ar_steps),
+            solver=self.solver,
+            temperature=self.temperature,
+            max_timestep=self.max_timestep,
+        )
+
+    def cfg_at(self, masked_after: int, num_tokens: int) -> float:
+        """Return the guidance of the step after which `masked_after` tokens are still masked."""
+        if self.cfg_schedule == "constant":
+            return self.cfg_scale
+        # the published schedule never counts less than one masked token, so it ends just below cfg_scale
+        return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
+
+
+class NoiseSource(Protocol):
+    """Where the sampler's random draws come from."""
+
+    def order(self, num_tokens: int) -> Tensor:
+        """Return a random order (B, L) of the tokens."""
+
+    def normal(self, draws: int, rows: int, channels: int) -> Tensor:
+        """Return standard normal numbers (draws, B, rows, channels): the next autoregressive step's."""
+
+
+class ImageNoise:
+    """One stream for each image, named by the seed and the image's index."""
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._streams = [stream("image", seed, index) for index in indices]
+
+    def order(self, num_tokens: int) -> Tensor:
+        """Return a random order (B, L) of the tokens."""
+        return torch.from_numpy(np.stack([random.permutation(num_tokens) for random in self._streams]))
+
+    def normal(self, draws: int, rows: int, channels: int) -> Tensor:
+        """Return standard normal numbers (draws, B, rows, channels)."""
+        shape = (draws, rows, channels)
+        drawn = [random.standard_normal(shape, dtype=np.float32) for random in self._streams]
+        return torch.from_numpy(np.stack(drawn, axis=1))
+
+
+@dataclass(frozen=True)
+class Known:
+    """Tokens that are given, for in-painting, out-painting and class-conditional editing."""
+
+    latents: Tensor
+    """(B, C, H, W) latents of the images to edit."""
+    keep: Tensor
+    """(L,) bool: tokens that stay as they are."""
+
+
+def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known | None = None) -> None:
+    """Raise InputError for settings, labels or a mask that this model cannot sample with; computes nothing."""
+    length = config.num_tokens
+    to_generate = length
+    if known is not None:
+        _check_known(config, known)
+        to_generate = int((~known.keep).sum())
+    if not 1 <= settings.ar_steps <= to_generate:
+        raise InputError(f"ar_steps is {settings.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
+    if config.generation != "masked" and settings.ar_steps != to_generate:
+        raise InputError(f"ar_steps is {settings.ar_steps}; a {config.generation} model needs one a token: {to_generate}")
+    if config.generation == "raster-causal" and settings.order != "raster":
+        raise InputError(f"order is '{settings.order}'; a raster-causal model generates in order 'raster'")
+    if settings.cfg_scale != 1 and config.label_drop == 0:
+        raise InputError(f"cfg_scale is {settings.cfg_scale}, but the model was trained with label_drop 0: use 1")
+    if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
+        raise InputError(f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}")
+    if config.head.kind == "flow" and (settings.solver == "dpm-solver++" or settings.max_timestep is not None):
+        raise InputError("a flow head takes solver 'ancestral' or 'ddim', and no max_timestep")
+    if min(settings.diffusion_steps.first, settings.diffusion_steps.last) < 1:
+        raise InputError("diffusion_steps must be at least 1")
+
+
+def _check_known(config: Model, known: Known) -> None:
+    if known.keep.shape != (config.num_tokens,):
+        raise InputError(f"the mask has shape {tuple(known.keep.shape)}; this model has {config.num_tokens} tokens")
+    if bool(known.keep.all()):
+        raise InputError("the mask keeps every token: nothing to generate")
+    expected = (config.latent_channels, config.latent_size, config.latent_size)
+    if known.latents.shape[1:] != expected:
+        raise InputError(f"the latents to edit are {tuple(known.latents.shape[1:])}; this model has {expected}")
+    kept_first = bool(known.keep[: int(known.keep.sum())].all())
+    if config.generation == "raster-causal" and not kept_first:
+        raise InputError("a raster-causal model can only go on after kept tokens that come first in raster order")
+
+
+@torch.inference_mode()
+def sample(
+    model: Autoregressor,
+    labels: Tensor | None,
+    noise: NoiseSource,
+    settings: Sampling,
+    known: Known | None = None,
+) -> Tensor:
+    """Draw latents (B, C, H, W), float32, in the model's scale, for labels (B,), or unconditionally for None.
+
+    With `known`, its kept tokens come back unchanged. Raises InputError as `check` does.
+    """
+    config = model.config
+    check(config, settings, labels, known)
+    device = next(model.parameters()).device
+    length, channels = config.num_tokens, config.token_channels
+    order = generation_order(settings.order, noise.order(length))
+    batch = len(order)
+    tokens = torch.zeros(batch, length, channels, device=device)
+    given = 0
+    if known is not None:
+        tokens = patchify(known.latents.to(device).float(), config.patch_size)
+        order = order.gather(1, (~known.keep[order]).long().argsort(1, stable=True))  # kept tokens first
+        given = int(known.keep.sum())
+    order = order.to(device)
+
+    guided = settings.cfg_scale != 1.0 and labels is not None
+    vectors = model.class_vectors(labels.to(device) if labels is not None else None, batch)
+    if guided:
+        vectors, order = torch.cat([vectors, model.class_vectors(None, batch)]), order.repeat(2, 1)
+    state = model.begin(vectors, order)
+
+    start = given
+    for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
+        head = settings.head(step)
+        draws = noise.normal(head.steps, count, channels).to(device, non_blocking=True).flatten(1, 2)
+        condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
+        condition, null = (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
+        cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
+        drawn = model.diffloss.sample(condition, draws, head, null, cfg_scale)
+        positions = order[:batch, start : start + count].sort(1).values
+        tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
+        start += count
+    return unpatchify(tokens, config.patch_size)

@@ -1,0 +1,73 @@
+"""Files that are whole or absent, on local disks and object stores alike.
+
+Paths are `UPath` (universal-pathlib): pathlib's interface over local disk, s3://, gs:// and every other
+fsspec filesystem. On a local disk a file appears by rename after fsync; an object store publishes an
+upload when it is complete.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from infra.errors import InputError
+
+
+def location(text: str | Path | UPath) -> UPath:
+    """Return the path that `text` names: local ones absolute, since Ray workers have another working directory.
+
+    Raises InputError when the package for the URL's filesystem is not installed.
+    """
+    try:
+        path = UPath(text)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{text}: {error}. For s3:// install 's3fs', for gs:// 'gcsfs'.") from None
+    return UPath(Path(str(path)).expanduser().absolute()) if is_local(path) else path
+
+
+def is_local(path: UPath | Path) -> bool:
+    """Tell whether `path` is on a disk of this machine."""
+    return getattr(path, "protocol", "") in ("", "file", "local")
+
+
+def write_atomic(path: UPath | Path, content: bytes) -> None:
+    """Write a file that other processes see complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(content)
+        return
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(Path(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: UPath | Path, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: UPath | Path) -> Any:  # noqa: ANN401
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def require_writable(root: UPath) -> None:
+    """Raise InputError unless files can be made below `root`."""
+    probe = root / f".writable-{uuid.uuid4().hex[:8]}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except Exception as error:  # noqa: BLE001  an object store raises its own library's exceptions here
+        raise InputError(
+            f"--compute.out {root}: cannot be written ({error}). Choose a folder or bucket you may write to."
+        ) from None

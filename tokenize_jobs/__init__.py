@@ -1,0 +1,1 @@
+"""Images -> cached continuous latents."""

@@ -1,0 +1,1 @@
+"""Continuous tokenizers, one file a kind: images <-> moments of a latent posterior."""

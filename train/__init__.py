@@ -1,0 +1,1 @@
+"""Latents -> a trained checkpoint."""

@@ -1,0 +1,1 @@
+"""MAR and its Diffusion Loss in pure PyTorch: imports nothing but torch and the standard library."""

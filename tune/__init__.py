@@ -1,0 +1,1 @@
+"""Sweeps: many samplings of one checkpoint, or many trainings."""
