@@ -96,11 +96,13 @@ def _is_dataclass_union(kind: object) -> bool:
 
 
 def _structure_union(value: Any, kind: Any) -> Any:  # noqa: ANN401
-    """Choose the member of a union of dataclasses whose `kind` field has the default that `value` names."""
-    options = {option.__dataclass_fields__["kind"].default: option for option in typing.get_args(kind)}
+    """Choose the member of a union of dataclasses whose field `kind`, a Literal, admits what `value` names."""
+    options = {
+        name: option for option in typing.get_args(kind) for name in typing.get_args(typing.get_type_hints(option)["kind"])
+    }
     named = value.get("kind") if isinstance(value, dict) else None
     if named not in options:
-        raise ValueError(f"'kind' must be one of {', '.join(map(str, options))}, not {named!r}")
+        raise ValueError(f"'kind' must be one of {', '.join(options)}, not {named!r}")
     return _CONVERTER.structure(value, options[named])
 
 

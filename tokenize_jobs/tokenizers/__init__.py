@@ -1,1 +1,117 @@
-"""Continuous tokenizers, one file a kind: images <-> moments of a latent posterior."""
+"""Continuous tokenizers, one file a kind: images <-> moments of a latent posterior.
+
+`load(kind, path)` is the one door; `Tokenizer` the interface that encoding and decoding rely on.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from infra.errors import InputError
+from infra.fingerprint import where
+
+Kind = Literal["kl16", "diffusers", "taef2", "pixels"]
+
+
+class Tokenizer(Protocol):
+    """Encodes images (B, 3, H, W) in [-1, 1] to moments (B, 2C or C, H/stride, W/stride), and decodes latents."""
+
+    stride: int
+    channels: int
+    deterministic: bool
+    """Moments are means alone: nothing to sample."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return mean and log variance along the channels, or the mean alone if deterministic."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images in [-1, 1] from unscaled latents (B, C, h, w)."""
+
+    def to(self, device: str) -> "Tokenizer":
+        """Move the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedTokenizer:
+    """A tokenizer whose weights exist already."""
+
+    kind: Kind = "kl16"
+    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; pixels: no weights."""
+    path: str = where(default="")
+    """File or folder of the weights."""
+
+
+def load(kind: str, path: str) -> Tokenizer:
+    """Return the tokenizer of this kind, its weights read from `path`, on the CPU.
+
+    Raises InputError naming the file when it is missing or holds other tensors.
+    """
+    return _LOADERS[kind](path)
+
+
+def weights_hash(kind: str, path: str) -> str:
+    """Return a digest of the weight files' content: the tokenizer's identity."""
+    if kind == "pixels":
+        return "pixels"
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise InputError(f"tokenizer {kind}: {root} does not exist; give the file or folder of its weights")
+    digest = hashlib.sha256(kind.encode())
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in (".safetensors", ".json", ".bin"))
+    for file in files:
+        if file.name == "artifact.json":
+            continue
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def parse(text: str) -> PretrainedTokenizer:
+    """Read 'kl16:/path/kl16.ckpt', 'diffusers:/folder', 'taef2:/folder' or 'pixels'."""
+    kind, _, path = text.partition(":")
+    if kind not in _LOADERS:
+        raise InputError(f"--tokenizer {text}: kind must be one of {', '.join(_LOADERS)}, as in 'kl16:/path/kl16.ckpt'")
+    return PretrainedTokenizer(kind=kind, path=path)
+
+
+def _load_kl16(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.kl import KLTokenizer, read_kl16
+
+    return KLTokenizer(read_kl16(path))
+
+
+def _load_diffusers(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.kl import KLTokenizer, read_diffusers
+
+    return KLTokenizer(read_diffusers(path))
+
+
+def _load_taef2(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.taef2 import TAEF2
+
+    return TAEF2.read(path)
+
+
+def _load_fit(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.small_kl import SmallKL
+
+    return SmallKL.read(path)
+
+
+def _load_pixels(path: str) -> Tokenizer:  # noqa: ARG001  pixels have no weights
+    from tokenize_jobs.tokenizers.pixels import Pixels
+
+    return Pixels()
+
+
+_LOADERS: dict[str, Callable[[str], Tokenizer]] = {
+    "kl16": _load_kl16,
+    "diffusers": _load_diffusers,
+    "taef2": _load_taef2,
+    "pixels": _load_pixels,
+    "fit": _load_fit,
+}

@@ -1,0 +1,120 @@
+"""Where the work runs: the only `ray.init`, and the checks that come before it."""
+
+import logging
+import os
+import socket
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from infra.errors import InputError
+from infra.fingerprint import where
+
+_CONNECT_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where a recipe runs: never part of what it makes."""
+
+    out: str = where(default="output")
+    """Root folder or bucket of everything that is made. Every node of a cluster must see it."""
+    address: str = where(default="")
+    """Ray cluster to join, host:port or 'auto'; empty takes RAY_ADDRESS, or starts a local cluster."""
+    tracking_uri: str = where(default="")
+    """MLflow server; empty takes MLFLOW_TRACKING_URI, or a SQLite file below `out`."""
+    workers: int = where(default=1)
+    """Processes that train, and that generate."""
+    gpus_per_worker: float = where(default=0.0)
+    """GPUs of each; a fraction shares one GPU between generators and encoders."""
+    cpus_per_worker: int = where(default=0)
+    """Cores of each; 0 divides the local machine's cores."""
+    encoders: int = where(default=1)
+    """Processes that encode images."""
+
+    @property
+    def cores(self) -> int:
+        """Cores of one worker."""
+        return self.cpus_per_worker or max(1, (os.cpu_count() or 1) // max(self.workers, 1))
+
+
+def quiet_environment() -> None:
+    """Set what Ray and MLflow read from the environment when they are imported or started."""
+    defaults = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often reports are taken: 2 s would slow checkpoints
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def connected(compute: Compute) -> Iterator[None]:
+    """Join or start the cluster for the duration of a block; nested blocks share it.
+
+    Raises InputError when nothing answers at the address or the cluster lacks the GPUs asked for.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = compute.address or os.environ.get("RAY_ADDRESS", "")
+    if address and address != "auto":
+        check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
+    options = {"address": address} if address else {
+        "address": "local", "num_cpus": max(os.cpu_count() or 1, compute.workers * compute.cores),
+        "include_dashboard": False, "object_store_memory": 512 << 20,
+    }  # fmt: skip
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason})") from None
+    try:
+        _check_resources(compute)
+        _quiet_loggers()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_answers(address: str, field: str, remedy: str) -> None:
+    """Raise InputError unless something accepts connections at host:port or at a URL, within seconds."""
+    parsed = urllib.parse.urlparse(address if "//" in address else f"//{address}")
+    try:
+        port = parsed.port or {"https": 443, "http": 80, "ray": 10001}.get(parsed.scheme, 6379)
+        socket.create_connection((parsed.hostname or "localhost", port), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{field} {address}: nothing answers there ({error}). {remedy}.") from None
+
+
+def _check_resources(compute: Compute) -> None:
+    total = ray.cluster_resources()
+    wanted = compute.workers * compute.gpus_per_worker
+    if wanted > total.get("GPU", 0):
+        raise InputError(
+            f"--compute.gpus-per-worker {compute.gpus_per_worker:g} x --compute.workers {compute.workers}: the cluster "
+            f"has {total.get('GPU', 0):g} GPUs, not {wanted:g}. Ask for fewer, or 0 to use processors."
+        )
+    if compute.workers * compute.cores > total.get("CPU", 0):
+        raise InputError(
+            f"--compute.workers {compute.workers} x {compute.cores} cores: the cluster has {total.get('CPU', 0):g} CPUs. "
+            "Ask for fewer workers, or set --compute.cpus-per-worker."
+        )
+
+
+def _quiet_loggers() -> None:
+    """Leave the console to our own lines; Ray keeps its logs in its session folder."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)

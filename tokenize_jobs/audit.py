@@ -1,0 +1,66 @@
+"""Describes a latent store, and re-checks every byte of it."""
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import pyarrow.parquet as pq
+from upath import UPath
+
+from infra.console import table
+from infra.errors import InputError
+from infra.storage import read_json
+from tokenize_jobs.latents import MANIFEST
+
+
+def describe(root: UPath) -> str:
+    """Return what the store at `root` holds, for a person."""
+    manifest = _manifest(root)
+    layout, images = manifest["layout"], manifest["images"]
+    rows = [
+        ("images", f"{images} ({manifest['quarantined']} quarantined)"),
+        ("classes", f"{len(manifest['images_per_label'])} with images, of {len(manifest['classes'])}"),
+        ("latents", f"{layout['channels']} x {layout['height']} x {layout['width']}, "
+         + ("deterministic" if layout["deterministic"] else "Gaussian posterior") + ", both flips"),
+        ("latent_scale", f"{manifest['latent_scale']:.5f}"),
+        ("bytes", f"{manifest['bytes']} in {len(manifest['shards'])} shards, {manifest['bytes'] / max(images, 1):.0f} an image"),
+        ("tokenizer", f"{manifest['tokenizer']['kind']} {manifest['tokenizer']['weights']}"),
+        ("image size", f"{manifest['image_size']} px, ADM centre crop"),
+        ("source", f"{manifest['source']['format']}, {manifest['source']['shards']} shards, digest {manifest['source']['digest'][:16]}"),
+    ]  # fmt: skip
+    text = f"latents {root}\n{table(rows, ('what', 'value'))}\n\n"
+    pairs = enumerate(zip(manifest["channel_mean"], manifest["channel_std"], strict=True))
+    text += table([(c, f"{mean:.4f}", f"{std:.4f}") for c, (mean, std) in pairs], ("channel", "mean", "std"))
+    if manifest["quarantined"]:
+        with (root / "quarantine.parquet").open("rb") as file:
+            reasons = Counter(reason.split(":")[0] for reason in pq.read_table(file)["reason"].to_pylist())
+        text += "\n\n" + table(reasons.most_common(), ("quarantined because", "images"))
+    return text
+
+
+def verify(root: UPath) -> int:
+    """Re-read every shard and compare its bytes with the manifest; returns how many shards were checked.
+
+    Raises InputError naming the first shards that differ.
+    """
+    manifest, faults = _manifest(root), []
+    for shard in manifest["shards"]:
+        path = root / "shards" / f"{shard['name']}.parquet"
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            faults.append(f"{path}: {error}")
+            continue
+        if found != shard["sha256"]:
+            faults.append(f"{path}: its bytes differ from the manifest's sha256")
+    if faults:
+        raise InputError(f"{len(faults)} of {len(manifest['shards'])} shards are damaged: {'; '.join(faults[:3])}. "
+                         "Delete their .json records and artifact.json, and tokenize again.")  # fmt: skip
+    return len(manifest["shards"])
+
+
+def _manifest(root: UPath) -> dict[str, Any]:
+    try:
+        return read_json(root / MANIFEST)
+    except (OSError, ValueError):
+        raise InputError(f"{root}: no latent store (no readable {MANIFEST})") from None

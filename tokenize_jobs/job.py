@@ -1,0 +1,258 @@
+"""The tokenization job on Ray Data: read and crop on CPU tasks, encode on a fixed pool of actors, commit shards.
+
+    shards -> (part of a shard: up to PART_IMAGES uint8 images) -> (moments of the part, staged) -> shard committed
+
+A part is one row, so that its images stay together; the driver sees only names and counts. When all parts of a
+shard are staged, a task joins them into the shard's file and writes its commit record. A killed job leaves
+committed shards, which are not read again, and staged parts, which are made anew.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from upath import UPath
+
+from infra.cluster import Compute, connected
+from infra.console import Progress, stage
+from infra.errors import InputError
+from infra.fingerprint import where
+from infra.storage import location, read_json, write_atomic
+from tokenize_jobs.crop import BadImage, centre_crop, decode
+from tokenize_jobs.encoder import Encoder
+from tokenize_jobs.latents import MANIFEST, Layout, commit_shard, committed, parquet_bytes, publish, to_table
+from tokenize_jobs.sources import Manifest, Shard, read_shard
+from tokenize_jobs.tokenizers import load
+
+PART_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize:
+    """How images become latents."""
+
+    image_size: int = 256
+    """Pixels a side after the centre crop; the tokenizer's stride must divide it."""
+    batch_size: int = where(default=32)
+    """Images encoded at once."""
+    max_bad_fraction: float = 0.01
+    """Fail, before publishing, when a larger share of the images had to be quarantined."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tokenizer that exists: what it is (kind, hash) and where its file lies."""
+
+    kind: str
+    path: str = where(default="")
+    hash: str = ""
+
+
+def layout_of(weights: Weights, image_size: int) -> Layout:
+    """Return the shape of this tokenizer's moments. Raises InputError unless its stride divides the size."""
+    tokenizer = load(weights.kind, weights.path)
+    if image_size % tokenizer.stride:
+        raise InputError(
+            f"--tokenize.image-size {image_size}: the {weights.kind} tokenizer's stride {tokenizer.stride} does not divide "
+            f"it; the nearest sizes are {image_size // tokenizer.stride * tokenizer.stride} and "
+            f"{(image_size // tokenizer.stride + 1) * tokenizer.stride}."
+        )
+    side = image_size // tokenizer.stride
+    return Layout(tokenizer.channels, side, side, tokenizer.deterministic)
+
+
+def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, compute: Compute) -> dict[str, Any]:
+    """Fill the latent store at `out` and publish it; goes on after an interruption.
+
+    Raises InputError when too many images are bad, or storage fails.
+    """
+    layout = layout_of(weights, config.image_size)
+    done = committed(out)
+    pending = [shard for shard in source.shards if shard.name not in done]
+    stage("tokenize", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
+    staging = out / "staging" / uuid.uuid4().hex[:8]
+    try:
+        if pending:
+            with connected(compute):
+                _run(config, weights, source, pending, layout, staging, out, compute)
+        manifest = _publish(config, weights, source, layout, out)
+    except OSError as error:
+        raise InputError(f"latents {out}: storage failed ({error}); finished shards are kept, run again to go on") from None
+    finally:
+        _remove(staging)
+    return {
+        "images": manifest["images"], "quarantined": manifest["quarantined"], "bytes": manifest["bytes"],
+        "latent_scale": manifest["latent_scale"], "classes": list(source.classes),
+    }  # fmt: skip
+
+
+def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layout, out: UPath) -> dict[str, Any]:
+    commits = committed(out)
+    rows = sum(commits[shard.name].rows for shard in source.shards)
+    bad = [(s.name, *pair) for s in source.shards for pair in commits[s.name].quarantined]
+    if rows == 0 or len(bad) > config.max_bad_fraction * (rows + len(bad)):
+        examples = "; ".join(f"{shard} {key}: {reason}" for shard, key, reason in bad[:3])
+        raise InputError(
+            f"image source {source.root}: {len(bad)} of {rows + len(bad)} images are bad, more than the share of "
+            f"{config.max_bad_fraction:g} that --tokenize.max-bad-fraction allows; first: {examples}"
+        )
+    provenance = {
+        "tokenizer": {"kind": weights.kind, "weights": weights.hash},
+        "image_size": config.image_size,
+        "classes": list(source.classes),
+        "source": {"format": source.format, "shards": len(source.shards), "digest": source.digest, "bytes": source.total_bytes},
+    }
+    manifest = publish(out, [shard.name for shard in source.shards], layout, provenance)
+    _remove(out / "staging")
+    return manifest
+
+
+def _run(
+    config: Tokenize, weights: Weights, source: Manifest, pending: list[Shard], layout: Layout,
+    staging: UPath, out: UPath, compute: Compute,
+) -> None:  # fmt: skip  # noqa: PLR0913
+    """Stream the pending shards through the cluster, committing each as its last part arrives."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
+    parts = rows.flat_map(
+        _PartReader(source, pending, config.image_size), num_cpus=0.5
+    ).map(
+        _PartEncoder,
+        fn_constructor_args=(weights, layout, config.batch_size, str(staging)),
+        compute=ray.data.ActorPoolStrategy(size=compute.encoders),
+        num_cpus=0.5, num_gpus=compute.gpus_per_worker or None,
+    )  # fmt: skip
+    arrived: dict[int, list[dict[str, Any]]] = {}
+    progress, images, rejected, commits = Progress("tokenize", len(pending), "shards"), 0, 0, []
+    for part in parts.iter_rows():
+        received = arrived.setdefault(part["shard"], [])
+        received.append(part)
+        images, rejected = images + part["rows"], rejected + len(part["rejected_keys"])
+        last = next((p["index"] for p in received if p["last"]), None)
+        if last is not None and len(received) == last + 1:
+            name = pending[part["shard"]].name
+            received.sort(key=lambda p: p["index"])
+            quarantined = [pair for p in received for pair in zip(p["rejected_keys"], p["rejected_reasons"], strict=True)]
+            paths = [p["path"] for p in received if p["rows"]]
+            commits.append(_commit.options(num_cpus=0).remote(str(out), name, paths, layout, quarantined))
+            ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
+            ray.get(ready)
+            progress.update(len(committed_names(arrived, pending)), f", {images} images, {rejected} quarantined")
+            del arrived[part["shard"]]
+    ray.get(commits)
+
+
+def committed_names(arrived: dict[int, Any], pending: list[Shard]) -> list[str]:
+    """Return the names of pending shards of which no part is outstanding any more."""
+    return [shard.name for index, shard in enumerate(pending) if index not in arrived]
+
+
+class _PartReader:
+    """Reads, decodes and crops one shard; yields its parts as they fill."""
+
+    def __init__(self, source: Manifest, shards: list[Shard], image_size: int) -> None:
+        self.source, self.shards, self.image_size = source, shards, image_size
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        part = _Part(int(row["shard"]), self.image_size)
+        for sample in read_shard(self.source, self.shards[part.shard]):
+            if sample.fault:
+                part.reject(sample.key, sample.fault)
+                continue
+            try:
+                pixels = centre_crop(decode(sample.content), self.image_size)
+            except BadImage as error:
+                part.reject(sample.key, str(error))
+                continue
+            if len(part.keys) == PART_IMAGES:
+                yield part.row(last=False)
+                part = part.next()
+            part.keys.append(sample.key)
+            part.labels.append(sample.label)
+            part.images.append(pixels)
+        yield part.row(last=True)
+
+
+class _Part:
+    def __init__(self, shard: int, size: int, index: int = 0) -> None:
+        self.shard, self.size, self.index = shard, size, index
+        self.keys: list[str] = []
+        self.labels: list[int] = []
+        self.images: list[np.ndarray] = []
+        self.rejected: list[tuple[str, str]] = []
+
+    def reject(self, key: str, reason: str) -> None:
+        self.rejected.append((key, reason))
+
+    def next(self) -> "_Part":
+        return _Part(self.shard, self.size, self.index + 1)
+
+    def row(self, *, last: bool) -> dict[str, Any]:
+        return {
+            "shard": self.shard, "index": self.index, "last": last, "keys": self.keys, "labels": self.labels,
+            "images": b"".join(image.tobytes() for image in self.images), "size": self.size,
+            "rejected_keys": [key for key, _ in self.rejected],
+            "rejected_reasons": [reason for _, reason in self.rejected],
+        }  # fmt: skip
+
+
+class _PartEncoder:
+    """Encodes a part and stages its moments; passes on only names and counts."""
+
+    def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
+        self.encoder, self.layout, self.staging = Encoder(weights.kind, weights.path, batch_size), layout, location(staging)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
+        if keys:
+            images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
+            moments, flipped = self.encoder(images), self.encoder(images, flip=True)
+            write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
+        kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
+        return {**{name: row[name] for name in kept}, "rows": len(keys), "path": str(path)}
+
+
+@ray.remote(max_retries=3)
+def _commit(out: str, name: str, paths: list[str], layout: Layout, quarantined: list[tuple[str, str]]) -> None:
+    """Join the staged parts of a shard, commit it and drop the parts."""
+    root = location(out)
+    try:
+        tables = []
+        for path in map(location, paths):
+            with path.open("rb") as file:
+                tables.append(pq.read_table(file))
+    except FileNotFoundError:
+        if (root / MANIFEST).exists() or (root / "shards" / f"{name}.json").exists():
+            return  # another job finished this store meanwhile
+        raise
+    empty = np.zeros((0, *layout.shape), np.float16)
+    table = pa.concat_tables(tables) if tables else to_table(layout, [], [], empty, empty)
+    commit_shard(root, name, table.combine_chunks(), layout, quarantined)
+    for path in map(location, paths):
+        path.unlink(missing_ok=True)
+
+
+def _remove(folder: UPath) -> None:
+    """Remove a folder and what is in it, if it is there; storage that fails here is not worth an error."""
+    try:
+        if os.path.isdir(str(folder)):  # noqa: PTH112  a UPath may be remote
+            shutil.rmtree(str(folder), ignore_errors=True)
+        elif folder.exists():
+            folder.fs.rm(folder.path, recursive=True)
+    except OSError:
+        stage("tokenize", f"could not remove {folder}")
+
+
+def read_manifest(store: UPath) -> dict[str, Any]:
+    """Return the manifest of a published store."""
+    return read_json(store / MANIFEST)

@@ -1,0 +1,110 @@
+"""Fits a small KL autoencoder on the user's own images: L1 + L2 on pixels and a small KL term.
+
+Progress is saved every few hundred steps, so a killed fit goes on where it was.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from infra.seeding import stream
+from infra.storage import write_atomic
+from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+
+_SAVE_EVERY = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTokenizer:
+    """A small KL autoencoder, fitted on the images themselves."""
+
+    kind: Literal["fit"] = "fit"
+    stride: int = 4
+    """Pixels a side of the image for one of the latents."""
+    channels: int = 4
+    """Channels of the latents."""
+    width: int = 64
+    """Channels of the residual blocks."""
+    depth: int = 3
+    """Residual blocks in the encoder, and in the decoder."""
+    kl_weight: float = 2e-3
+    """Weight of the KL divergence to a standard normal."""
+    train_steps: int = 800
+    """Gradient steps."""
+    batch_size: int = 64
+    """Images in a step."""
+    lr: float = 4e-3
+    """Peak learning rate; one cycle."""
+    seed: int = 0
+    """Of the initial weights, batches and posterior noise."""
+
+
+def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallKL:
+    """Fit on images uint8 (N, H, W, 3), writing the tokenizer below `out`; `report` gets step and PSNR in dB."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    model = SmallKL(Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth))
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.train_steps + 1, pct_start=0.05)
+    for step in range(_resume(out, model, optimizer, schedule), config.train_steps):
+        draws = stream("fit", config.seed, step)
+        rows = images[draws.integers(len(images), size=config.batch_size)]
+        rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
+        batch = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        with torch.autocast(device, torch.bfloat16):
+            mean, log_variance = model.moments(batch).float().clamp(-30, 20).chunk(2, 1)
+            noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
+            decoded = model.images(mean + torch.exp(0.5 * log_variance) * noise).float()
+        error = F.mse_loss(decoded, batch)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = F.l1_loss(decoded, batch) + error + config.kl_weight * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        report(step + 1, psnr(error.item()))
+        if (step + 1) % _SAVE_EVERY == 0:
+            _save(out, step + 1, model, optimizer, schedule)
+    model.write(out)
+    (out / "progress.pt").unlink(missing_ok=True)
+    return model.eval().cpu()
+
+
+def psnr(squared_error: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of images in [-1, 1] with this mean squared error."""
+    return float(10 * np.log10(4 / max(squared_error, 1e-12)))
+
+
+def reconstruction_psnr(model: SmallKL, images: np.ndarray) -> float:
+    """Return the mean PSNR in dB of images uint8 (N, H, W, 3) decoded from their means."""
+    values = []
+    for start in range(0, len(images), 256):
+        batch = torch.from_numpy(images[start : start + 256]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        decoded = model.decode(model.encode(batch).chunk(2, 1)[0])
+        values += [psnr(error) for error in (decoded - batch).square().mean((1, 2, 3)).tolist()]
+    return round(float(np.mean(values)), 2)
+
+
+def _save(out: Path, step: int, *parts: object) -> None:
+    buffer = io.BytesIO()
+    torch.save({"step": step, "parts": [part.state_dict() for part in parts]}, buffer)  # type: ignore[attr-defined]
+    write_atomic(out / "progress.pt", buffer.getvalue())
+
+
+def _resume(out: Path, *parts: object) -> int:
+    """Load the last saved progress, if any, and return its step."""
+    path = out / "progress.pt"
+    if not path.exists():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    for part, state in zip(parts, saved["parts"], strict=True):
+        part.load_state_dict(state)  # type: ignore[attr-defined]
+    return saved["step"]
