@@ -125,12 +125,12 @@ def _run(
     context.execution_options.verbose_progress = False
     rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
     parts = rows.flat_map(
-        _PartReader(source, pending, config.image_size), num_cpus=0.5
+        _PartReader(source, pending, config.image_size), num_cpus=0.5  # unlike the encoder's, or Ray would fuse the two into one actor
     ).map(
         _PartEncoder,
         fn_constructor_args=(weights, layout, config.batch_size, str(staging)),
         compute=ray.data.ActorPoolStrategy(size=compute.encoders),
-        num_cpus=0.5, num_gpus=compute.gpus_per_worker or None,
+        num_cpus=1, num_gpus=compute.gpus_per_worker or None,
     )  # fmt: skip
     arrived: dict[int, list[dict[str, Any]]] = {}
     progress, images, rejected, commits = Progress("tokenize", len(pending), "shards"), 0, 0, []

@@ -1,0 +1,98 @@
+"""Checkpoints: weights as safetensors, the optimizer's state as tensors only. Nothing in them can execute code.
+
+A model directory, the artifact that sampling takes, holds model.json, model.safetensors and ema.safetensors.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+from upath import UPath
+
+from infra.errors import InputError
+from infra.fingerprint import canonical, from_json
+from infra.storage import write_atomic, write_json
+from train.ema import EMA
+from train.models.autoregressor import Autoregressor, Model
+from train.models.official import check_against
+from train.models.sizes import build_model
+from train.optimizer import Optimization
+
+MODEL, WEIGHTS, EMA_WEIGHTS, OPTIMIZER = "model.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model directory says of itself: all that decoding its samples needs besides the tokenizer's file."""
+
+    model: Model
+    latent_scale: float
+    """Latents in the model's scale divided by this are the tokenizer's."""
+    classes: tuple[str, ...]
+    tokenizer_kind: str
+    tokenizer_hash: str
+    train_steps: int
+    images_seen: int
+    ema_decay: float
+
+
+def write_model(folder: UPath | Path, card: ModelCard, weights: nn.Module, ema: nn.Module) -> None:
+    """Write a model directory."""
+    for name, module in ((WEIGHTS, weights), (EMA_WEIGHTS, ema)):
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+        write_atomic(folder / name, save(tensors))
+    write_json(folder / MODEL, canonical(card, identity=False))
+
+
+def read_card(folder: UPath | Path) -> ModelCard:
+    """Read model.json. Raises InputError naming the file."""
+    path = folder / MODEL
+    try:
+        return from_json(path.read_text(), ModelCard, str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); give the directory of a trained model") from None
+
+
+def read_model(folder: UPath | Path, *, ema: bool = True) -> Autoregressor:
+    """Return the model in `folder` with its averaged or its raw weights, in evaluation mode, on the CPU.
+
+    Raises InputError when tensors are missing, unexpected or mis-shaped.
+    """
+    card, path = read_card(folder), folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    model = build_model(card.model)
+    try:
+        state = load(path.read_bytes())
+        check_against(state, model.state_dict())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: {error}") from None
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> None:
+    """Write what a later run needs to go on exactly here."""
+    state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimization": optimization.state_dict()}
+    torch.save(state, folder / OPTIMIZER)
+
+
+def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
+    """Go on from what `save_progress` wrote; returns the number of steps done."""
+    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    ema.model.load_state_dict(state["ema"])
+    optimization.load_state_dict(state["optimization"])
+    return optimization.step_number
+
+
+def is_model_directory(folder: UPath | Path) -> bool:
+    """Tell whether `folder` holds a trained model."""
+    try:
+        json.loads((folder / MODEL).read_text())
+    except (OSError, ValueError):
+        return False
+    return True

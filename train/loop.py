@@ -1,0 +1,110 @@
+"""What each Ray Train worker runs: batches in, steps, checkpoints and a log out."""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from infra.seeding import stream
+from tokenize_jobs.reader import LatentStore
+from train.batches import one_ahead, step_input
+from train.checkpoint import load_progress, save_progress
+from train.config import Train
+from train.ema import EMA
+from train.models.autoregressor import Autoregressor
+from train.models.sizes import build_model
+from train.optimizer import Optimization
+from train.step import training_step
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a worker is told."""
+
+    config: Train
+    latents: str
+    log: str
+    cores: int
+
+
+def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
+    """Train to the last step, going on from the newest checkpoint of this run, if there is one."""
+    job = payload["job"]
+    config, context = job.config, ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.cores)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    device = ray.train.torch.get_device()
+    store = LatentStore(job.latents)
+    model = new_model(config).to(device)
+    ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
+    start = 0
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            start = load_progress(Path(folder), model, ema, optimization)
+    module = DistributedDataParallel(model, [device] if device.type == "cuda" else None) if world > 1 else model
+    log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
+
+    def make(step: int) -> Any:  # noqa: ANN401
+        return step_input(store, config.model, config.seed, step, config.batch_size, rank, world)
+
+    try:
+        for step, inputs in one_ahead(make, range(start, config.train_steps)):
+            torch.manual_seed(int(stream("dropout", config.seed, step, rank).integers(2**31)))  # dropout, the only draw left to torch
+            inputs, lr = inputs.to(device), optimization.lr
+            metrics = training_step(
+                module, ema, optimization, inputs.latents, inputs.labels, inputs.draws,
+                patch_size=config.model.patch_size, bf16=config.precision == "bf16",
+            )  # fmt: skip
+            done = step + 1
+            if log is not None and (done % config.log_every == 0 or done == config.train_steps):
+                log.write(done, {**{name: value.item() for name, value in metrics.items()}, "lr": lr})
+            if done % config.checkpoint_every == 0 or done == config.train_steps:
+                _report(done, rank, model, ema, optimization)
+    except FloatingPointError as error:  # would happen again: not worth Ray's retries
+        return {"failed": str(error)}
+    return {"start": start}
+
+
+def new_model(config: Train) -> Autoregressor:
+    """Return the model with the initial weights of this seed, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_model(config.model).train()
+
+
+def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:
+    """Hand rank 0's state to Ray Train, which stores it whole or not at all; a barrier for all workers."""
+    if rank != 0:
+        ray.train.report({"step": step}, checkpoint=None, checkpoint_dir_name=f"step_{step:08d}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_progress(Path(folder), model, ema, optimization)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{step:08d}")
+
+
+class _Log:
+    """Appends a JSON line per logged step; the driver follows the file. Lines after the checkpoint are dropped."""
+
+    def __init__(self, path: Path, start: int, batch_size: int) -> None:
+        self.path, self.batch_size = path, batch_size
+        self.last_step, self.last_time = start, time.monotonic()
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = step, now
+        line = {"step": step, **metrics, "images_per_second": round(rate, 2), "time": time.time()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,63 @@
+"""AdamW with the published parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: without decay all vectors, biases and the whole loss head; with decay the rest."""
+    plain, decayed = [], []
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("module.")
+        exempt = parameter.ndim == 1 or name.endswith(".bias") or name.startswith("diffloss.")
+        (plain if exempt else decayed).append(parameter)
+    return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int, schedule: Literal["constant", "cosine"]) -> float:
+    """Return the rate of step `step` (0-based): linear warm-up, then constant or half a cosine to 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, train_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimization:
+    """AdamW (0.9, 0.95), its schedule and its gradient clip: all of what a step needs to move the weights."""
+
+    def __init__(self, model: nn.Module, config: Any) -> None:  # noqa: ANN401  train.trainer.Train, which imports this
+        self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
+        fused = next(model.parameters()).is_cuda
+        self.adamw = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=fused)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        config = self._config
+        return learning_rate(self.step_number, config.lr, config.warmup_steps, config.train_steps, config.lr_schedule)
+
+    def step(self) -> None:
+        """Move the weights."""
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr
+        self.adamw.step()
+        self.step_number += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments and step number."""
+        return {"adamw": self.adamw.state_dict(), "step": self.step_number}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.adamw.load_state_dict(state["adamw"])
+        self.step_number = state["step"]

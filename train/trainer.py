@@ -1,0 +1,83 @@
+"""Assembles Ray Train's TorchTrainer around the loop, and turns its last checkpoint into a model directory."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from upath import UPath
+
+from infra.cluster import Compute, connected
+from infra.storage import is_local, read_json
+from tokenize_jobs.latents import MANIFEST
+from train.checkpoint import ModelCard, load_progress, write_model
+from train.config import Train
+from train.ema import EMA
+from train.follow import following
+from train.loop import TrainJob, new_model, train_worker
+from train.optimizer import Optimization
+
+RUN = "ray_train"
+
+
+def train(config: Train, latents: UPath, out: UPath, compute: Compute, on_log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
+
+    Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
+    does not fit the latents, RuntimeError when training diverged.
+    """
+    manifest = read_json(latents / MANIFEST)
+    layout, classes = manifest["layout"], tuple(manifest["classes"])
+    config.check(compute.workers, layout["channels"], layout["height"], len(classes))
+    log = Path(str(out)) / "metrics.jsonl" if is_local(out) else Path("/tmp/mar-metrics.jsonl")
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": TrainJob(config, str(latents), str(log), compute.cores)},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=300),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.workers,
+            use_gpu=compute.gpus_per_worker > 0,
+            resources_per_worker={"CPU": compute.cores, **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=RUN,
+            storage_path=str(out),
+            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with connected(compute), following(log, on_log):
+        result = trainer.fit()
+    if result.return_value and "failed" in result.return_value:
+        raise RuntimeError(f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps.")
+    if result.error is not None:
+        raise RuntimeError(f"training failed: {result.error}")
+    with result.checkpoint.as_directory() as folder:
+        model = new_model(config)
+        ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
+        steps = load_progress(Path(folder), model, ema, optimization)
+    card = ModelCard(
+        model=config.model, latent_scale=manifest["latent_scale"], classes=classes,
+        tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
+        train_steps=steps, images_seen=steps * config.batch_size, ema_decay=config.ema_decay,
+    )  # fmt: skip
+    write_model(out, card, model, ema.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"train_steps": steps, "images_seen": card.images_seen, "parameters": parameters, **_last_log(log)}
+
+
+def untrained(card: ModelCard, config: Train, folder: UPath) -> None:
+    """Write a model directory with the initial weights of `config`: the ceiling of an evaluation."""
+    model = new_model(config)
+    write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
+
+
+def _last_log(log: Path) -> dict[str, float]:
+    lines = log.read_text().splitlines() if log.exists() else []
+    last = json.loads(lines[-1]) if lines else {}
+    rates = sorted(json.loads(line)["images_per_second"] for line in lines)
+    measured = {f"train_{name}": last[name] for name in ("loss", "mse", "vb") if name in last}
+    return {**measured, "train_images_per_second": rates[len(rates) // 2]} if rates else measured
