@@ -1,14 +1,13 @@
 """Generation orders of the L tokens of a square grid, and how many tokens each autoregressive step reveals."""
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from evaluate.config import Order
 from train.models.masking import check_ar_steps, cosine_reveal
 
-Order = Literal["random", "raster", "halton", "gtr"]
 _GTR_SHARES = (0.75, 0.1875, 0.0625)  # of the steps, for the first, second and last stage
 
 

@@ -5,78 +5,22 @@ image i of a seed is the same whatever the batch, the worker or its neighbours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evaluate.orders import Order, generation_order, reveal_counts
+from evaluate.config import Sampling
+from evaluate.orders import generation_order, reveal_counts
 from infra.errors import InputError
 from infra.seeding import stream
-from train.models.autoregressor import Autoregressor, Model
+from train.models.autoregressor import Autoregressor
+from train.models.config import Model
 from train.models.head import HeadSampling
 from train.models.patchify import patchify, unpatchify
 from train.models.transformer import put_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionSteps:
-    """Diffusion steps of each autoregressive step: the step schedule. Equal ends make it constant."""
-
-    first: int = 100
-    """In the first autoregressive step."""
-    last: int = 100
-    """In the last one; fewer is faster, since late tokens are almost decided (DiSA, arXiv 2505.20297)."""
-    shape: Literal["linear", "two-stage"] = "linear"
-    """linear from first to last, or two-stage: first in the first half, then last."""
-
-    def at(self, step: int, ar_steps: int) -> int:
-        """Return the diffusion steps of autoregressive step `step` (0-based)."""
-        if self.shape == "two-stage":
-            return self.first if step < (ar_steps - 1) / 2 else self.last
-        if ar_steps == 1:
-            return self.first
-        return self.last + (ar_steps - 1 - step) * (self.first - self.last) // (ar_steps - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How images are drawn from a trained model."""
-
-    ar_steps: int = 64
-    """Autoregressive steps: rounds of revealing tokens."""
-    diffusion_steps: DiffusionSteps = field(default_factory=DiffusionSteps)
-    """Diffusion steps in each of them."""
-    solver: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
-    """How the head's process is run backwards."""
-    max_timestep: int | None = None
-    """Start the diffusion at this timestep (0..999) instead of 999; 950 lets few steps work."""
-    temperature: float = 1.0
-    """Scale of the noise in the diffusion steps."""
-    cfg_scale: float = 1.0
-    """Classifier-free guidance; 1 is none, and costs half."""
-    cfg_schedule: Literal["linear", "constant"] = "linear"
-    """Guidance grows linearly with the share of revealed tokens, or is constant."""
-    order: Order = "random"
-    """Which tokens come first."""
-
-    def head(self, step: int) -> HeadSampling:
-        """Return the head's settings in autoregressive step `step`."""
-        return HeadSampling(
-            steps=self.diffusion_steps.at(step, self.ar_steps),
-            solver=self.solver,
-            temperature=self.temperature,
-            max_timestep=self.max_timestep,
-        )
-
-    def cfg_at(self, masked_after: int, num_tokens: int) -> float:
-        """Return the guidance of the step after which `masked_after` tokens are still masked."""
-        if self.cfg_schedule == "constant":
-            return self.cfg_scale
-        # the published schedule never counts less than one masked token, so it ends just below cfg_scale
-        return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
 
 
 class NoiseSource(Protocol):
@@ -126,13 +70,17 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
     if not 1 <= settings.ar_steps <= to_generate:
         raise InputError(f"ar_steps is {settings.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
     if config.generation != "masked" and settings.ar_steps != to_generate:
-        raise InputError(f"ar_steps is {settings.ar_steps}; a {config.generation} model needs one a token: {to_generate}")
+        raise InputError(
+            f"ar_steps is {settings.ar_steps}; a {config.generation} model needs one a token: {to_generate}"
+        )
     if config.generation == "raster-causal" and settings.order != "raster":
         raise InputError(f"order is '{settings.order}'; a raster-causal model generates in order 'raster'")
     if settings.cfg_scale != 1 and config.label_drop == 0:
         raise InputError(f"cfg_scale is {settings.cfg_scale}, but the model was trained with label_drop 0: use 1")
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
-        raise InputError(f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}")
+        raise InputError(
+            f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
+        )
     if config.head.kind == "flow" and (settings.solver == "dpm-solver++" or settings.max_timestep is not None):
         raise InputError("a flow head takes solver 'ancestral' or 'ddim', and no max_timestep")
     if min(settings.diffusion_steps.first, settings.diffusion_steps.last) < 1:
@@ -150,6 +98,16 @@ def _check_known(config: Model, known: Known) -> None:
     kept_first = bool(known.keep[: int(known.keep.sum())].all())
     if config.generation == "raster-causal" and not kept_first:
         raise InputError("a raster-causal model can only go on after kept tokens that come first in raster order")
+
+
+def head_sampling(settings: Sampling, step: int) -> HeadSampling:
+    """Return the head's settings in autoregressive step `step`."""
+    return HeadSampling(
+        steps=settings.diffusion_steps.at(step, settings.ar_steps),
+        solver=settings.solver,
+        temperature=settings.temperature,
+        max_timestep=settings.max_timestep,
+    )
 
 
 @torch.inference_mode()
@@ -186,10 +144,12 @@ def sample(
 
     start = given
     for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
-        head = settings.head(step)
+        head = head_sampling(settings, step)
         draws = noise.normal(head.steps, count, channels).to(device, non_blocking=True).flatten(1, 2)
         condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
-        condition, null = (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
+        condition, null = (
+            (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
+        )
         cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
         drawn = model.diffloss.sample(condition, draws, head, null, cfg_scale)
         positions = order[:batch, start : start + count].sort(1).values

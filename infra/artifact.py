@@ -56,7 +56,12 @@ class Step:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything the result depends on."""
-        return {"step": self.name, "version": self.version, "config": canonical(self.config), "inputs": dict(self.inputs)}
+        return {
+            "step": self.name,
+            "version": self.version,
+            "config": canonical(self.config),
+            "inputs": dict(self.inputs),
+        }
 
     @property
     def fingerprint(self) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray
+from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
+from infra.storage import is_local
 
 _CONNECT_SECONDS = 5
 
@@ -66,6 +67,8 @@ def connected(compute: Compute) -> Iterator[None]:
 
     Raises InputError when nothing answers at the address or the cluster lacks the GPUs asked for.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
@@ -80,7 +83,9 @@ def connected(compute: Compute) -> Iterator[None]:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise InputError(f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason})") from None
+        raise InputError(
+            f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason})"
+        ) from None
     try:
         _check_resources(compute)
         _quiet_loggers()
@@ -100,6 +105,8 @@ def check_answers(address: str, field: str, remedy: str) -> None:
 
 
 def _check_resources(compute: Compute) -> None:
+    import ray
+
     total = ray.cluster_resources()
     wanted = compute.workers * compute.gpus_per_worker
     if wanted > total.get("GPU", 0):
@@ -118,3 +125,21 @@ def _quiet_loggers() -> None:
     """Leave the console to our own lines; Ray keeps its logs in its session folder."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tracking_uri(compute: Compute, root: UPath) -> str:
+    """Return where runs are recorded: the flag, MLFLOW_TRACKING_URI, or a SQLite file below the output root."""
+    uri = compute.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        return uri
+    if not is_local(root):
+        raise InputError(f"--compute.out {root} is not a local folder: give an MLflow server as --compute.tracking-uri")
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def check_tracking(uri: str) -> None:
+    """Raise InputError when `uri` names a server and nothing answers there."""
+    if uri.startswith(("http://", "https://")):
+        check_answers(
+            uri, "--compute.tracking-uri / MLFLOW_TRACKING_URI", "Start it (`mlflow server`), or unset it to use SQLite"
+        )

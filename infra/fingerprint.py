@@ -98,7 +98,9 @@ def _is_dataclass_union(kind: object) -> bool:
 def _structure_union(value: Any, kind: Any) -> Any:  # noqa: ANN401
     """Choose the member of a union of dataclasses whose field `kind`, a Literal, admits what `value` names."""
     options = {
-        name: option for option in typing.get_args(kind) for name in typing.get_args(typing.get_type_hints(option)["kind"])
+        name: option
+        for option in typing.get_args(kind)
+        for name in typing.get_args(typing.get_type_hints(option)["kind"])
     }
     named = value.get("kind") if isinstance(value, dict) else None
     if named not in options:

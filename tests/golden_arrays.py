@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from train.models.autoregressor import Model
+from train.models.config import Model
 from train.models.official import recognise
 
 TOLERANCE = 2e-5

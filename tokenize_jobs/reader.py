@@ -97,7 +97,10 @@ def _row_groups(path: Path, layout: Layout) -> list[_RowGroup]:
     groups = []
     for number in range(file.num_row_groups):
         meta = file.metadata.row_group(number)
-        columns = [_map_page(path, meta.column(names.index(name)), meta.num_rows, layout) for name in ("moments", "moments_flip")]
+        columns = [
+            _map_page(path, meta.column(names.index(name)), meta.num_rows, layout)
+            for name in ("moments", "moments_flip")
+        ]
         if any(column is None for column in columns):  # written by other software: read it, do not map it
             table = file.read_row_group(number, ["moments", "moments_flip"])
             columns = [to_moments(table[name], layout) for name in ("moments", "moments_flip")]

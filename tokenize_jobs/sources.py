@@ -112,7 +112,9 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
         if not fault and sample.key in seen:
             fault = "duplicate id"
         elif not fault and not 0 <= sample.label < max(len(manifest.classes), 1):
-            fault = f"label {sample.label} is not in 0..{len(manifest.classes) - 1}" if sample.label >= 0 else "no label"
+            fault = (
+                f"label {sample.label} is not in 0..{len(manifest.classes) - 1}" if sample.label >= 0 else "no label"
+            )
         seen.add(sample.key)
         yield Sample(sample.key, fault=fault) if fault else sample
 
@@ -148,7 +150,9 @@ def _class_names(root: UPath, kind: str, files: list[tuple[str, Any]], num_class
     elif num_classes:
         names = tuple(str(index) for index in range(num_classes))
     else:
-        raise InputError(f"image source {root}: how many classes? Give num_classes, or put classes.tsv beside the shards.")
+        raise InputError(
+            f"image source {root}: how many classes? Give num_classes, or put classes.tsv beside the shards."
+        )
     if num_classes and num_classes != len(names):
         raise InputError(f"image source {root}: num_classes is {num_classes}, but {len(names)} classes were found.")
     return names

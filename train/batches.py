@@ -13,7 +13,8 @@ from torch import Tensor
 
 from infra.seeding import stream
 from tokenize_jobs.reader import LatentStore
-from train.models.autoregressor import Model, TrainingDraws
+from train.models.autoregressor import TrainingDraws
+from train.models.config import Model
 from train.models.masking import num_masked
 
 
@@ -54,7 +55,9 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     )
 
 
-def step_input(store: LatentStore, model: Model, seed: int, step: int, batch_size: int, rank: int, world: int) -> StepInput:  # noqa: PLR0913
+def step_input(
+    store: LatentStore, model: Model, seed: int, step: int, batch_size: int, rank: int, world: int
+) -> StepInput:  # noqa: PLR0913
     """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
     share = batch_size // world
     rows = range(rank * share, (rank + 1) * share)

@@ -4,7 +4,7 @@ A model directory, the artifact that sampling takes, holds model.json, model.saf
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from upath import UPath
 from infra.errors import InputError
 from infra.fingerprint import canonical, from_json
 from infra.storage import write_atomic, write_json
+from train.config import Train
 from train.ema import EMA
-from train.models.autoregressor import Autoregressor, Model
+from train.models.autoregressor import Autoregressor
+from train.models.build import build_model
+from train.models.config import Model
 from train.models.official import check_against
-from train.models.sizes import build_model
 from train.optimizer import Optimization
 
 MODEL, WEIGHTS, EMA_WEIGHTS, OPTIMIZER = "model.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
@@ -72,6 +74,21 @@ def read_model(folder: UPath | Path, *, ema: bool = True) -> Autoregressor:
         raise InputError(f"{path}: {error}") from None
     model.load_state_dict(state)
     return model.eval()
+
+
+def new_model(config: Train) -> Autoregressor:
+    """Return the model with the initial weights of this config's seed, in training mode, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_model(config.model).train()
+
+
+def untrained_directory(card: ModelCard, config: Train, folder: UPath) -> UPath:
+    """Write a model directory with the initial weights of `config`: the ceiling of an evaluation."""
+    if not is_model_directory(folder):
+        model = new_model(config)
+        write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
+    return folder
 
 
 def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> None:

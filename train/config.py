@@ -5,7 +5,7 @@ from typing import Literal
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from train.models.autoregressor import Model
+from train.models.config import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,13 @@ class Train:
                 f"store holds {latent_channels} x {latent_size} x {latent_size}: set latent-channels and latent-size to these"
             )
         if model.latent_size % model.patch_size:
-            raise InputError(f"--train.model.patch-size {model.patch_size} does not divide latent-size {model.latent_size}")
+            raise InputError(
+                f"--train.model.patch-size {model.patch_size} does not divide latent-size {model.latent_size}"
+            )
         if num_classes > model.num_classes:
-            raise InputError(f"--train.model.num-classes {model.num_classes}: the store has labels up to {num_classes - 1}")
+            raise InputError(
+                f"--train.model.num-classes {model.num_classes}: the store has labels up to {num_classes - 1}"
+            )
         for name in ("encoder", "decoder"):
             width, heads = getattr(model, f"{name}_width"), getattr(model, f"{name}_heads")
             if width % heads:

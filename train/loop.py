@@ -15,11 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from infra.seeding import stream
 from tokenize_jobs.reader import LatentStore
 from train.batches import one_ahead, step_input
-from train.checkpoint import load_progress, save_progress
+from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
-from train.models.autoregressor import Autoregressor
-from train.models.sizes import build_model
 from train.optimizer import Optimization
 from train.step import training_step
 
@@ -57,7 +55,9 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
 
     try:
         for step, inputs in one_ahead(make, range(start, config.train_steps)):
-            torch.manual_seed(int(stream("dropout", config.seed, step, rank).integers(2**31)))  # dropout, the only draw left to torch
+            torch.manual_seed(
+                int(stream("dropout", config.seed, step, rank).integers(2**31))
+            )  # dropout, the only draw left to torch
             inputs, lr = inputs.to(device), optimization.lr
             metrics = training_step(
                 module, ema, optimization, inputs.latents, inputs.labels, inputs.draws,
@@ -71,13 +71,6 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
         return {"failed": str(error)}
     return {"start": start}
-
-
-def new_model(config: Train) -> Autoregressor:
-    """Return the model with the initial weights of this seed, on the CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_model(config.model).train()
 
 
 def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:

@@ -18,7 +18,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int, schedule: Literal["constant", "cosine"]) -> float:
+def learning_rate(
+    step: int, peak: float, warmup_steps: int, train_steps: int, schedule: Literal["constant", "cosine"]
+) -> float:
     """Return the rate of step `step` (0-based): linear warm-up, then constant or half a cosine to 0."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -34,7 +36,9 @@ class Optimization:
     def __init__(self, model: nn.Module, config: Any) -> None:  # noqa: ANN401  train.trainer.Train, which imports this
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
         fused = next(model.parameters()).is_cuda
-        self.adamw = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=fused)
+        self.adamw = torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=fused
+        )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

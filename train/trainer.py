@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,21 @@ import ray.train.torch
 from upath import UPath
 
 from infra.cluster import Compute, connected
+from infra.follow import following
 from infra.storage import is_local, read_json
 from tokenize_jobs.latents import MANIFEST
-from train.checkpoint import ModelCard, load_progress, write_model
+from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA
-from train.follow import following
-from train.loop import TrainJob, new_model, train_worker
+from train.loop import TrainJob, train_worker
 from train.optimizer import Optimization
 
 RUN = "ray_train"
 
 
-def train(config: Train, latents: UPath, out: UPath, compute: Compute, on_log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def train(
+    config: Train, latents: UPath, out: UPath, compute: Compute, on_log: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
 
     Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
@@ -40,7 +41,10 @@ def train(config: Train, latents: UPath, out: UPath, compute: Compute, on_log: C
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.workers,
             use_gpu=compute.gpus_per_worker > 0,
-            resources_per_worker={"CPU": compute.cores, **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": compute.cores,
+                **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {}),
+            },
         ),
         run_config=ray.train.RunConfig(
             name=RUN,
@@ -52,7 +56,9 @@ def train(config: Train, latents: UPath, out: UPath, compute: Compute, on_log: C
     with connected(compute), following(log, on_log):
         result = trainer.fit()
     if result.return_value and "failed" in result.return_value:
-        raise RuntimeError(f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps.")
+        raise RuntimeError(
+            f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps."
+        )
     if result.error is not None:
         raise RuntimeError(f"training failed: {result.error}")
     with result.checkpoint.as_directory() as folder:
@@ -67,12 +73,6 @@ def train(config: Train, latents: UPath, out: UPath, compute: Compute, on_log: C
     write_model(out, card, model, ema.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"train_steps": steps, "images_seen": card.images_seen, "parameters": parameters, **_last_log(log)}
-
-
-def untrained(card: ModelCard, config: Train, folder: UPath) -> None:
-    """Write a model directory with the initial weights of `config`: the ceiling of an evaluation."""
-    model = new_model(config)
-    write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
 
 
 def _last_log(log: Path) -> dict[str, float]:

@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluate.sampler import DiffusionSteps, Sampling, sample
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampler import sample
 from tests.golden_arrays import Golden, assert_reproduced, assert_sampled, formula_weight, load
 from train.models.autoregressor import TrainingDraws
+from train.models.build import build_model
+from train.models.config import mar_base
 from train.models.diffusion import SamplingTables, q_sample, training_tables
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
 from train.models.official import from_official, to_official
 from train.models.patchify import patchify
-from train.models.sizes import build_model, mar_base
 
 
 @pytest.fixture(params=["mar_tiny", "mar_patch2"])
@@ -90,7 +92,10 @@ def test_model_recorded_draws_give_the_recorded_loss_and_gradients(golden, model
 
 @torch.no_grad()
 def test_head_single_timesteps_give_the_recorded_outputs(golden, model):
-    arrays, net = {n.removeprefix("head."): t for n, t in golden.arrays.items() if n.startswith("head.")}, model.diffloss.net
+    arrays, net = (
+        {n.removeprefix("head."): t for n, t in golden.arrays.items() if n.startswith("head.")},
+        model.diffloss.net,
+    )
     x_t = q_sample(arrays["x0"], arrays["noise"], arrays["t"], training_tables(torch.device("cpu")))
     assert_reproduced(x_t, arrays["x_t"])
     output = net(x_t, net.time_embed(arrays["t"]), net.cond_embed(arrays["z"]))
@@ -100,7 +105,10 @@ def test_head_single_timesteps_give_the_recorded_outputs(golden, model):
 
 @torch.no_grad()
 def test_head_ten_step_process_gives_the_recorded_reverse_steps(golden, model):
-    arrays, net = {n.removeprefix("head10."): t for n, t in golden.arrays.items() if n.startswith("head10.")}, model.diffloss.net
+    arrays, net = (
+        {n.removeprefix("head10."): t for n, t in golden.arrays.items() if n.startswith("head10.")},
+        model.diffloss.net,
+    )
     tables = SamplingTables(respaced_schedule(10), torch.device("cpu"))
     output = net(arrays["x_t"], net.time_embed(tables.timesteps[arrays["index"]]), net.cond_embed(arrays["z"]))
     _assert_reverse_steps(tables, arrays["index"].tolist(), output, arrays)
@@ -134,7 +142,9 @@ class RecordedNoise:
         return torch.stack([values[: batch * rows].view(batch, rows, channels) for values in taken])
 
 
-@pytest.mark.parametrize(("name", "index"), [*(("mar_tiny", i) for i in range(4)), *(("mar_patch2", i) for i in range(2))])
+@pytest.mark.parametrize(
+    ("name", "index"), [*(("mar_tiny", i) for i in range(4)), *(("mar_patch2", i) for i in range(2))]
+)
 def test_sampler_recorded_noise_gives_the_recorded_latents(name, index):
     golden = load(name)
     model = build_model(golden.model()).eval()

@@ -5,16 +5,14 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from infra.errors import InputError
-from infra.fingerprint import where
+from tokenize_jobs.config import PretrainedTokenizer
 
-Kind = Literal["kl16", "diffusers", "taef2", "pixels"]
+if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
+    from torch import Tensor
 
 
 class Tokenizer(Protocol):
@@ -25,24 +23,14 @@ class Tokenizer(Protocol):
     deterministic: bool
     """Moments are means alone: nothing to sample."""
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: "Tensor") -> "Tensor":
         """Return mean and log variance along the channels, or the mean alone if deterministic."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: "Tensor") -> "Tensor":
         """Return images in [-1, 1] from unscaled latents (B, C, h, w)."""
 
     def to(self, device: str) -> "Tokenizer":
         """Move the weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainedTokenizer:
-    """A tokenizer whose weights exist already."""
-
-    kind: Kind = "kl16"
-    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; pixels: no weights."""
-    path: str = where(default="")
-    """File or folder of the weights."""
 
 
 def load(kind: str, path: str) -> Tokenizer:
@@ -61,7 +49,11 @@ def weights_hash(kind: str, path: str) -> str:
     if not root.exists():
         raise InputError(f"tokenizer {kind}: {root} does not exist; give the file or folder of its weights")
     digest = hashlib.sha256(kind.encode())
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in (".safetensors", ".json", ".bin"))
+    files = (
+        [root]
+        if root.is_file()
+        else sorted(p for p in root.rglob("*") if p.suffix in (".safetensors", ".json", ".bin"))
+    )
     for file in files:
         if file.name == "artifact.json":
             continue

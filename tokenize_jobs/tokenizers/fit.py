@@ -5,9 +5,7 @@ Progress is saved every few hundred steps, so a killed fit goes on where it was.
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,34 +13,10 @@ import torch.nn.functional as F
 
 from infra.seeding import stream
 from infra.storage import write_atomic
+from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
 _SAVE_EVERY = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitTokenizer:
-    """A small KL autoencoder, fitted on the images themselves."""
-
-    kind: Literal["fit"] = "fit"
-    stride: int = 4
-    """Pixels a side of the image for one of the latents."""
-    channels: int = 4
-    """Channels of the latents."""
-    width: int = 64
-    """Channels of the residual blocks."""
-    depth: int = 3
-    """Residual blocks in the encoder, and in the decoder."""
-    kl_weight: float = 2e-3
-    """Weight of the KL divergence to a standard normal."""
-    train_steps: int = 800
-    """Gradient steps."""
-    batch_size: int = 64
-    """Images in a step."""
-    lr: float = 4e-3
-    """Peak learning rate; one cycle."""
-    seed: int = 0
-    """Of the initial weights, batches and posterior noise."""
 
 
 def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallKL:
@@ -52,7 +26,9 @@ def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[i
     model = SmallKL(Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth))
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.train_steps + 1, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.train_steps + 1, pct_start=0.05
+    )
     for step in range(_resume(out, model, optimizer, schedule), config.train_steps):
         draws = stream("fit", config.seed, step)
         rows = images[draws.integers(len(images), size=config.batch_size)]

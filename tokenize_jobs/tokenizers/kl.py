@@ -44,7 +44,9 @@ def read_diffusers(path: str) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise InputError(f"tokenizer {path}: not a diffusers AutoencoderKL folder with safetensors ({reason})") from None
+        raise InputError(
+            f"tokenizer {path}: not a diffusers AutoencoderKL folder with safetensors ({reason})"
+        ) from None
 
 
 def new_kl16() -> AutoencoderKL:
@@ -66,7 +68,9 @@ def read_kl16(path: str) -> AutoencoderKL:
     vae = new_kl16()
     expected = vae.state_dict()
     renamed = {kl16_name(name): tensor for name, tensor in state.items()}
-    faults = [name for name, tensor in expected.items() if name not in renamed or renamed[name].numel() != tensor.numel()]
+    faults = [
+        name for name, tensor in expected.items() if name not in renamed or renamed[name].numel() != tensor.numel()
+    ]
     if faults:
         raise InputError(f"{Path(path)}: not KL-16: {len(faults)} tensors missing or mis-shaped, first {faults[:3]}")
     vae.load_state_dict({name: renamed[name].reshape(tensor.shape) for name, tensor in expected.items()})
@@ -75,7 +79,9 @@ def read_kl16(path: str) -> AutoencoderKL:
 
 def kl16_name(official: str) -> str:
     """Return diffusers' name of a tensor of the published KL-16."""
-    name = re.sub(r"^(encoder|decoder)\.mid\.block_(\d)", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}", official)
+    name = re.sub(
+        r"^(encoder|decoder)\.mid\.block_(\d)", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}", official
+    )
     name = re.sub(r"^(encoder|decoder)\.mid\.attn_1", r"\1.mid_block.attentions.0", name)
     name = re.sub(r"^encoder\.down\.(\d)\.block", r"encoder.down_blocks.\1.resnets", name)
     name = re.sub(r"^encoder\.down\.(\d)\.attn", r"encoder.down_blocks.\1.attentions", name)

@@ -29,7 +29,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: refused, for loading it would execute code or it is damaged ({reason[:160]})") from None
+        raise InputError(
+            f"{file}: refused, for loading it would execute code or it is damaged ({reason[:160]})"
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(f"{file}: not a readable file of weights ({str(error).splitlines()[0][:160]})") from None
 

@@ -4,68 +4,19 @@ A model turns the tokens known so far into the condition of each token to predic
 token from it. `order` (B, L) is the generation order: the positions, the first generated first.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from train.models.config import Model
 from train.models.diffloss import DiffusionLoss
 from train.models.flow import FlowLoss
-from train.models.head import Head, LossTerms
+from train.models.head import LossTerms
 from train.models.transformer import Block, init_linear_xavier, take_rows
 
 HEADS = {"diffusion": DiffusionLoss, "flow": FlowLoss}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Shape of an autoregressive model on continuous tokens. Defaults: MAR-B on 256 px with a stride-16 tokenizer."""
-
-    generation: Literal["masked", "random-causal", "raster-causal"] = "masked"
-    """masked: MAR, bidirectional, many tokens a step; the causal ones generate one token a step (paper, Table 1)."""
-    latent_size: int = 16
-    """Side of the square latents."""
-    latent_channels: int = 16
-    """Channels of the latents."""
-    patch_size: int = 1
-    """Latents are grouped p x p into tokens."""
-    num_classes: int = 1000
-    """Class labels 0..num_classes-1."""
-    buffer_size: int = 64
-    """Rows holding the class vector in front of the tokens."""
-    encoder_width: int = 768
-    """Channels of the encoder, and of a causal model's single stack."""
-    encoder_depth: int = 12
-    """Blocks of the encoder; a causal model stacks encoder_depth + decoder_depth blocks."""
-    encoder_heads: int = 12
-    """Attention heads of the encoder."""
-    decoder_width: int = 768
-    """Channels of the decoder (masked only)."""
-    decoder_depth: int = 12
-    """Blocks of the decoder."""
-    decoder_heads: int = 12
-    """Attention heads of the decoder (masked only)."""
-    mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over the block's width."""
-    dropout: float = 0.1
-    """In attention and after each projection, while training."""
-    label_drop: float = 0.1
-    """Share of training images whose class is replaced by the null class: what guidance needs."""
-    mask_ratio_min: float = 0.7
-    """Smallest masked share in training (masked only)."""
-    head: Head = field(default_factory=Head)
-    """The per-token loss head."""
-
-    @property
-    def num_tokens(self) -> int:
-        """L, tokens of an image."""
-        return (self.latent_size // self.patch_size) ** 2
-
-    @property
-    def token_channels(self) -> int:
-        """C, numbers in a token."""
-        return self.latent_channels * self.patch_size**2
 
 
 @dataclass(frozen=True)
@@ -85,7 +36,9 @@ class TrainingDraws:
 
     def to(self, device: torch.device) -> "TrainingDraws":
         """Move the tensors to a device without waiting for it."""
-        moved = (getattr(self, name).to(device, non_blocking=True) for name in ("order", "drop_label", "uniform", "noise"))
+        moved = (
+            getattr(self, name).to(device, non_blocking=True) for name in ("order", "drop_label", "uniform", "noise")
+        )
         order, drop_label, uniform, noise = moved
         return TrainingDraws(order, self.num_visible, drop_label, uniform, noise)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.models.autoregressor import Autoregressor, Model
+from train.models.autoregressor import Autoregressor
+from train.models.config import Model
 from train.models.transformer import KeyValueCache, take_rows
 
 
@@ -65,7 +66,9 @@ class CausalAR(Autoregressor):
     def conditions(self, state: _Generation, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Return the condition (B, 1, D) of the token order[start], reading only rows not read before."""
         if stop != start + 1:
-            raise ValueError(f"a causal model predicts one token a step, not {stop - start}: ar_steps must be the tokens")
+            raise ValueError(
+                f"a causal model predicts one token a step, not {stop - start}: ar_steps must be the tokens"
+            )
         rows = self.rows(tokens, state.class_vectors, state.order)
         end = self.config.buffer_size + start
         read = self.read(rows[:, state.rows_read : end], state.caches)

@@ -59,9 +59,7 @@ def row_losses(
     """
     predicted, fraction = output.chunk(2, dim=-1)
     mse = (noise - predicted).square().mean(-1)
-    true_mean, true_log_variance, mean, log_variance = _posteriors(
-        predicted.detach(), fraction, x0, x_t, tables.at(t)
-    )
+    true_mean, true_log_variance, mean, log_variance = _posteriors(predicted.detach(), fraction, x0, x_t, tables.at(t))
     kl = 0.5 * (
         log_variance - true_log_variance - 1
         + torch.exp(true_log_variance - log_variance)

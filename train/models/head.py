@@ -12,20 +12,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
-    """The per-token head."""
-
-    kind: Literal["diffusion", "flow"] = "diffusion"
-    """diffusion: the paper's Diffusion Loss; flow: flow matching on the same MLP."""
-    width: int = 1024
-    """Channels of the MLP."""
-    depth: int = 3
-    """Residual blocks of the MLP."""
-    batch_mul: int = 4
-    """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class HeadSampling:
     """How one token is drawn from a head."""
 

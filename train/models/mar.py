@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.models.autoregressor import Autoregressor, Model
+from train.models.autoregressor import Autoregressor
+from train.models.config import Model
 from train.models.transformer import put_rows, take_rows
 
 

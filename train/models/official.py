@@ -10,9 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from train.models.autoregressor import Model
-from train.models.head import Head
-from train.models.sizes import mar_base, mar_huge, mar_large
+from train.models.config import Head, Model, mar_base, mar_huge, mar_large
 
 _NET = "diffloss.net."
 _FUSED = {"weight": f"{_NET}modulation.weight", "bias": f"{_NET}modulation.bias"}
@@ -88,7 +86,9 @@ def closest_size(state: Mapping[str, Tensor]) -> str:
     width, depth = max(widths, default=0), _count(state, r"encoder_blocks\.(\d+)\.")
     if not widths:
         return "it resembles no published size"
-    nearest = min(sizes, key=lambda name: abs(sizes[name].encoder_width - width) + abs(sizes[name].encoder_depth - depth))
+    nearest = min(
+        sizes, key=lambda name: abs(sizes[name].encoder_width - width) + abs(sizes[name].encoder_depth - depth)
+    )
     return f"it looks most like {nearest}: width {width}, encoder depth {depth}"
 
 
@@ -108,8 +108,6 @@ def check_against(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     ]
     if faults:
         raise ValueError(f"tensors do not fit: {'; '.join(faults)}; {closest_size(state)}")
-
-
 
 
 def _modulations(depth: int, kind: str) -> list[str]:

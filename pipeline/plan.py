@@ -1,0 +1,168 @@
+"""A recipe as a chain of steps, each knowing its identity before anything runs.
+
+pictures -> tokenizer -> latents -> checkpoint -> evaluation -> sweep
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from evaluate.config import Subject
+from infra.artifact import Step
+from infra.cluster import Compute
+from infra.console import Progress, stage
+from infra.fingerprint import canonical
+from infra.storage import location
+from pipeline.recipes import Recipe
+from tokenize_jobs import tokenizers
+from tokenize_jobs.config import FitTokenizer, Weights
+from tokenize_jobs.emoji import Emoji, draw
+from tokenize_jobs.sources import Manifest, scan
+
+OnLog = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The recipe's images: what they are, and how to get their manifests once they exist."""
+
+    identity: str
+    train: Callable[[], Manifest]
+    heldout: Callable[[], Manifest | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a recipe in order, by name."""
+
+    recipe: Recipe
+    root: UPath
+    steps: Mapping[str, Step]
+
+    def until(self, last: str) -> list[Step]:
+        """Return the steps up to and including `last`."""
+        names = list(self.steps)
+        return [self.steps[name] for name in names[: names.index(last) + 1]]
+
+    def path(self, name: str) -> UPath:
+        """Return where the artifact of a step is or will be."""
+        return self.steps[name].path(self.root)
+
+
+class Planner:
+    """Builds the plan of one recipe for one output root."""
+
+    def __init__(self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda line: None) -> None:
+        self.recipe, self.compute, self.on_log = recipe, compute, on_log
+        self.root = location(compute.out)
+        self.steps: dict[str, Step] = {}
+
+    def plan(self) -> Plan:
+        """Return the plan. Raises InputError for sources or weights that are not there."""
+        source = self._source()
+        weights = self._weights(source)
+        self._latents(source, weights)
+        self._checkpoint()
+        subject = self._subject(weights)
+        self._evaluation(source, subject)
+        self._sweep(subject)
+        return Plan(self.recipe, self.root, self.steps)
+
+    def _add(
+        self, name: str, config: object, inputs: Mapping[str, str], make: Callable[[UPath], Mapping[str, Any]]
+    ) -> Step:
+        saved = canonical(self.recipe, identity=False)
+        self.steps[name] = Step(
+            name=name, label=self.recipe.name, config=config, inputs=inputs, make=make, recipe=saved
+        )
+        return self.steps[name]
+
+    def _path(self, name: str) -> UPath:
+        return self.steps[name].path(self.root)
+
+    def _source(self) -> Source:
+        images = self.recipe.images
+        if isinstance(images, Emoji):
+            step = self._add("pictures", images, {}, lambda out: draw(images, out))
+            path = self._path("pictures")
+            return Source(step.fingerprint, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout")))
+        manifest = scan(images.path, images.num_classes)
+        if images.heldout_path:
+            heldout = scan(images.heldout_path, len(manifest.classes))
+            return Source(manifest.digest[:16], lambda: manifest, lambda: heldout)
+        if len(manifest.shards) == 1:
+            return Source(manifest.digest[:16], lambda: manifest, lambda: None)
+        kept, last = manifest.shards[:-1], manifest.shards[-1:]
+        return Source(
+            f"{manifest.digest[:16]}, all shards but the last",
+            lambda: replace(manifest, shards=kept), lambda: replace(manifest, shards=last),
+        )  # fmt: skip
+
+    def _weights(self, source: Source) -> Weights:
+        config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
+        if not isinstance(config, FitTokenizer):
+            return Weights(config.kind, config.path, tokenizers.weights_hash(config.kind, config.path))
+
+        def make(out: UPath) -> Mapping[str, Any]:
+            from tokenize_jobs.fit_job import fit_tokenizer
+
+            return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
+
+        step = self._add("tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make)
+        return Weights("fit", str(self._path("tokenizer")), step.fingerprint)
+
+    def _latents(self, source: Source, weights: Weights) -> None:
+        def make(out: UPath) -> Mapping[str, Any]:
+            from tokenize_jobs.job import tokenize
+
+            return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
+
+        self._add("latents", self.recipe.tokenize, {"images": source.identity, "tokenizer": weights.hash}, make)
+
+    def _checkpoint(self) -> None:
+        latents = self._path("latents")
+        progress = Progress("train", self.recipe.train.train_steps, "steps")
+
+        def on_log(line: dict[str, Any]) -> None:
+            progress.update(line["step"], f", loss {line['loss']:.3f}, {line['images_per_second']:.0f} images/s")
+            self.on_log(line)
+
+        def make(out: UPath) -> Mapping[str, Any]:
+            from train.trainer import train
+
+            stage("train", f"starting {self.compute.workers} worker(s)")
+            return train(self.recipe.train, latents, out, self.compute, on_log)
+
+        self._add("checkpoint", self.recipe.train, {"latents": self.steps["latents"].fingerprint}, make)
+
+    def _subject(self, weights: Weights) -> Subject:
+        return Subject(str(self._path("checkpoint")), weights, self.recipe.train, self.recipe.tokenize.image_size)
+
+    def _evaluation(self, source: Source, subject: Subject) -> None:
+        def make(out: UPath) -> Mapping[str, Any]:
+            from evaluate.evaluate import evaluate
+
+            return evaluate(self.recipe.evaluate, subject, source.train(), source.heldout(), out, self.compute)
+
+        inputs = {"checkpoint": self.steps["checkpoint"].fingerprint, "images": source.identity}
+        self._add("evaluation", self.recipe.evaluate, inputs, make)
+
+    def _sweep(self, subject: Subject) -> None:
+        config, reference = self.recipe.evaluate, self._path("evaluation")
+
+        def make(out: UPath) -> Mapping[str, Any]:
+            from tune.sampling_sweep import sampling_sweep
+
+            return sampling_sweep(
+                self.recipe.tune, config.generate.sampling, config.features, subject, reference, out, self.compute
+            )
+
+        self._add("sweep", self.recipe.tune, {"evaluation": self.steps["evaluation"].fingerprint}, make)
+
+
+def local_path(path: UPath) -> Path:
+    """Return a local artifact's path as a pathlib.Path."""
+    return Path(str(path))

@@ -1,0 +1,54 @@
+"""`mar ui`: MLflow's server over the run's store, on loopback, ended with everything it started."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+from infra.cluster import Compute, tracking_uri
+from infra.console import say
+from infra.errors import InputError
+from infra.storage import location
+
+
+@dataclass(frozen=True, kw_only=True)
+class UI:
+    """Show runs and registered models in a browser."""
+
+    port: int = 5000
+    """On 127.0.0.1."""
+    compute: Compute = field(default_factory=Compute)
+    """Whose store to show."""
+
+
+def serve(config: UI) -> int:
+    """Serve until interrupted; returns the server's exit code. Raises InputError when there is no store."""
+    root = location(config.compute.out)
+    uri = tracking_uri(config.compute, root)
+    if uri.startswith("http"):
+        say(f"runs are recorded by the server at {uri}: open it in a browser")
+        return 0
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):  # noqa: PTH110
+        raise InputError(f"{uri}: no runs are recorded there yet; give --compute.out, or `mar run` a recipe first")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root", f"{root}/mlartifacts",
+               "--host", "127.0.0.1", "--port", str(config.port), "--workers", "1"]  # fmt: skip
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"  # noqa: PTH120  MLflow finds uvicorn by PATH
+    say(f"MLflow UI: http://127.0.0.1:{config.port}  (Ctrl-C ends it)")
+    server = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PATH": path})
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end_group(server)
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End the server and every process it started."""
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, ending)
+            server.wait(timeout=10)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

@@ -1,0 +1,62 @@
+"""What tokenization is: the part of a recipe that decides the latents. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.fingerprint import where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize:
+    """How images become latents."""
+
+    image_size: int = 256
+    """Pixels a side after the centre crop; the tokenizer's stride must divide it."""
+    batch_size: int = where(default=32)
+    """Images encoded at once."""
+    max_bad_fraction: float = 0.01
+    """Fail, before publishing, when a larger share of the images had to be quarantined."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tokenizer that exists: what it is (kind, hash) and where its file lies."""
+
+    kind: str
+    path: str = where(default="")
+    hash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedTokenizer:
+    """A tokenizer whose weights exist already."""
+
+    kind: Literal["kl16", "diffusers", "taef2", "pixels"] = "kl16"
+    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; pixels: no weights."""
+    path: str = where(default="")
+    """File or folder of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTokenizer:
+    """A small KL autoencoder, fitted on the images themselves."""
+
+    kind: Literal["fit"] = "fit"
+    stride: int = 4
+    """Pixels a side of the image for one of the latents."""
+    channels: int = 4
+    """Channels of the latents."""
+    width: int = 64
+    """Channels of the residual blocks."""
+    depth: int = 3
+    """Residual blocks in the encoder, and in the decoder."""
+    kl_weight: float = 2e-3
+    """Weight of the KL divergence to a standard normal."""
+    train_steps: int = 800
+    """Gradient steps."""
+    batch_size: int = 64
+    """Images in a step."""
+    lr: float = 4e-3
+    """Peak learning rate; one cycle."""
+    seed: int = 0
+    """Of the initial weights, batches and posterior noise."""

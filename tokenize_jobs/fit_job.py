@@ -1,0 +1,74 @@
+"""Fits the small tokenizer as one Ray task, so that it runs where the GPUs are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from upath import UPath
+
+from infra.cluster import Compute, connected
+from infra.console import Progress, stage
+from infra.errors import InputError
+from infra.follow import following
+from tokenize_jobs.config import FitTokenizer
+from tokenize_jobs.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources import Manifest, read_shard
+from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
+
+_MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
+
+
+def fit_tokenizer(
+    config: FitTokenizer, images: Manifest, heldout: Manifest | None, size: int, out: UPath, compute: Compute
+) -> dict[str, Any]:
+    """Fit on the source's images and write the tokenizer below `out`; returns the reconstruction PSNRs in dB.
+
+    Raises InputError unless the stride divides the image size.
+    """
+    if size % config.stride:
+        raise InputError(
+            f"--tokenize.image-size {size}: the tokenizer's stride {config.stride} does not divide it; take "
+            f"{size // config.stride * config.stride} or {(size // config.stride + 1) * config.stride}."
+        )
+    with connected(compute):
+        stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
+        progress, log = Progress("tokenizer", config.train_steps, "steps"), Path(str(out)) / "fit.jsonl"
+        job = _fit.options(num_cpus=compute.cores, num_gpus=compute.gpus_per_worker)
+        with following(log, lambda line: progress.update(line["step"], f", PSNR {line['psnr']:.1f} dB")):
+            return ray.get(job.remote(config, images, heldout, size, str(out), compute.cores))
+
+
+@ray.remote(max_retries=2)
+def _fit(
+    config: FitTokenizer, images: Manifest, heldout: Manifest | None, size: int, out: str, cores: int
+) -> dict[str, Any]:
+    torch.set_num_threads(cores)
+
+    def report(step: int, psnr: float) -> None:
+        if step % 50 == 0:
+            with (Path(out) / "fit.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step, "psnr": psnr}) + "\n")
+
+    model = fit(config, _load(images, size), Path(out), report)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    measured = {"parameters": parameters, "fit_steps": config.train_steps}
+    return {**measured, **({"psnr_heldout_db": reconstruction_psnr(model, _load(heldout, size))} if heldout else {})}
+
+
+def _load(source: Manifest, size: int) -> np.ndarray:
+    """Return images uint8 (N, size, size, 3), at most _MOST_IMAGES; bad ones are left out here and reported later."""
+    found: list[np.ndarray] = []
+    for shard in source.shards:
+        for sample in read_shard(source, shard):
+            if sample.fault or len(found) >= _MOST_IMAGES:
+                continue
+            try:
+                found.append(centre_crop(decode(sample.content), size))
+            except BadImage:
+                continue
+    if not found:
+        raise InputError(f"image source {source.root}: holds no usable image")
+    return np.stack(found)
