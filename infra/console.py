@@ -34,17 +34,19 @@ class Progress:
 
     def __init__(self, name: str, total: int, unit: str, every_seconds: float = 5.0) -> None:
         self.name, self.total, self.unit, self.every_seconds = name, total, unit, every_seconds
-        self.start = self.last = time.monotonic()
-        self.skipped: int | None = None
+        self._first: tuple[float, int] | None = None
+        self._last = 0.0
 
     def update(self, done: int, note: str = "") -> None:
         """Tell that `done` of the total are done; prints at most every `every_seconds`, and at the end."""
         now = time.monotonic()
-        if self.skipped is None:
-            self.skipped = done if done < self.total else 0
-        if done < self.total and now - self.last < self.every_seconds:
+        if self._first is None:
+            self._first = (now, done)
+        if done < self.total and now - self._last < self.every_seconds:
             return
-        self.last = now
-        rate = (done - self.skipped) / max(now - self.start, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if 0 < done < self.total and rate > 0 else ""
-        stage(self.name, f"{done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s{left}{note}")
+        self._last = now
+        since, before = self._first
+        rate = (done - before) / max(now - since, 1e-9)
+        speed = f", {rate:.1f} {self.unit}/s" if done > before else ""
+        left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+        stage(self.name, f"{done}/{self.total} {self.unit}{speed}{left}{note}")

@@ -3,6 +3,7 @@
 One parent run a recipe, found again by its fingerprint; a child for each step and each trial.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from infra.fingerprint import flatten
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
 _BATCH = 500
 _PARAM_CHARS = 500
+
+
+for _name in ("mlflow", "alembic"):  # their notices of database set-up are not for the person at the console
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Tracker:

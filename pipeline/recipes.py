@@ -48,7 +48,7 @@ def emoji_32() -> Recipe:
         tokenizer=FitTokenizer(),
         tokenize=Tokenize(image_size=32, batch_size=64),
         train=Train(
-            model=model, train_steps=800, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=100,
+            model=model, train_steps=640, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=100,
             ema_decay=0.99, checkpoint_every=100, log_every=10,
         ),
         evaluate=Evaluate(
