@@ -28,7 +28,7 @@ def generation_order(kind: Order, random_order: Tensor) -> Tensor:
         rank = _halton_ranks(side)
     else:
         rank = _gtr_stages(side)
-    return random_order.gather(1, rank[random_order].argsort(1, stable=True))
+    return random_order.gather(1, rank[random_order].argsort(dim=1, stable=True))
 
 
 def reveal_counts(kind: Order, num_tokens: int, ar_steps: int) -> list[int]:

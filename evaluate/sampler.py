@@ -132,7 +132,7 @@ def sample(
     given = 0
     if known is not None:
         tokens = patchify(known.latents.to(device).float(), config.patch_size)
-        order = order.gather(1, (~known.keep[order]).long().argsort(1, stable=True))  # kept tokens first
+        order = order.gather(1, (~known.keep[order]).long().argsort(dim=1, stable=True))  # kept tokens first
         given = int(known.keep.sum())
     order = order.to(device)
 

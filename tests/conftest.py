@@ -1,0 +1,41 @@
+"""Fast tests first; one Ray cluster for all that need one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.cluster import quiet_environment
+
+quiet_environment()
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Run unit tests, then those on a cluster, then whole recipes, whatever order pytest-randomly chose."""
+    items.sort(key=lambda item: ("ray" in item.keywords) + 2 * ("e2e" in item.keywords))
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A local Ray cluster that every connected() block of the test process joins."""
+    from infra.cluster import Compute, connected
+
+    with connected(Compute()):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mar():
+    """Run the command line in a process of its own; returns the finished process with its output."""
+
+    def run(*words: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess:
+        clean = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=REPOSITORY, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+
+    return run
