@@ -1,7 +1,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check ray e2e bench ui clean
+.PHONY: help demo test check unit ui clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -21,20 +21,16 @@ demo: $(VENV)/ready            ## tokenize, train, evaluate, tune and register o
 ui: $(VENV)/ready              ## MLflow UI over the demo's store
 	$(BIN)/mar ui
 
-check: $(VENV)/ready-dev       ## lint, format, layers, types
+check: $(VENV)/ready-dev       ## lint, format, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pyrefly check
 
 unit: $(VENV)/ready-dev        ## tests that need no cluster, under two minutes
 	$(BIN)/pytest -m "not ray and not e2e and not gpu"
 
 test: $(VENV)/ready-dev        ## the whole suite, fast tests first
 	$(BIN)/pytest -m "not gpu"
-
-bench: $(VENV)/ready-dev       ## ratios of times, measured side by side
-	$(BIN)/python -m benchmarks
 
 clean:           ## remove the environment; artifacts stay
 	rm -rf $(VENV)

@@ -27,7 +27,7 @@ _BATCH = 256
 
 def evaluate(
     config: Evaluate, subject: Subject, real: Manifest, heldout: Manifest | None, out: UPath, compute: Compute
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measure the model against the training images; leaves images, the sample grid and the sums in `out`.
 
     Raises InputError when the extractor's weights are missing or the model cannot be sampled.
@@ -39,10 +39,16 @@ def evaluate(
         ceiling = untrained_directory(read_card(model), subject.train, out / "untrained")
         generate(config.generate, ceiling, subject.weights, out / "untrained-samples", compute, "untrained")
         jobs = {
-            "reference": _sums.options(num_cpus=compute.cores).remote(config.features, compute.cores, real, subject.image_size, config.reference_images),
-            "samples": _sums.options(num_cpus=compute.cores).remote(config.features, compute.cores, str(out / "samples"), 0, 0),
-            "untrained": _sums.options(num_cpus=compute.cores).remote(config.features, compute.cores, str(out / "untrained-samples"), 0, 0),
-        }  # fmt: skip
+            "reference": _sums.options(num_cpus=compute.cores).remote(
+                config.features, compute.cores, real, subject.image_size, config.reference_images
+            ),
+            "samples": _sums.options(num_cpus=compute.cores).remote(
+                config.features, compute.cores, str(out / "samples"), 0, 0
+            ),
+            "untrained": _sums.options(num_cpus=compute.cores).remote(
+                config.features, compute.cores, str(out / "untrained-samples"), 0, 0
+            ),
+        }
         if heldout is not None:
             jobs["heldout"] = _sums.options(num_cpus=compute.cores).remote(
                 config.features, compute.cores, heldout, subject.image_size, config.reference_images
@@ -63,14 +69,20 @@ def evaluate(
         **{name: round(value, 4) for name, value in measured.items()},
         "metric": metric_name(config.features, count),
         "conditions": {
-            "features": config.features.name, "layer": config.features.layer, "extractor_weights": weights_hash(config.features),
-            "images": count, "reference_images": sums["reference"].count,
+            "features": config.features.name,
+            "layer": config.features.layer,
+            "extractor_weights": weights_hash(config.features),
+            "images": count,
+            "reference_images": sums["reference"].count,
             "heldout_images": sums["heldout"].count if heldout is not None else 0,
-            "reference_digest": real.digest[:16], "rank_deficient": min(count, sums["reference"].count) <= int(config.features.layer),
-            "sampling": canonical(config.generate.sampling), "seed": config.generate.seed, "ema": config.generate.use_ema,
+            "reference_digest": real.digest[:16],
+            "rank_deficient": min(count, sums["reference"].count) <= int(config.features.layer),
+            "sampling": canonical(config.generate.sampling),
+            "seed": config.generate.seed,
+            "ema": config.generate.use_ema,
             "classes": "balanced",
         },
-    }  # fmt: skip
+    }
 
 
 def draw_grid(config: Evaluate, subject: Subject, path: Path) -> None:

@@ -27,7 +27,7 @@ class Lite0(FeatureExtractorBase):
     """EfficientNet-Lite0: pooled features ('1280') and logits, of uint8 images resized to 224 px."""
 
     def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **kwargs: object
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
     ) -> None:
         super().__init__(name, features_list)
         from efficientnet_lite_pytorch import EfficientNet

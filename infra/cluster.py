@@ -116,14 +116,13 @@ def _check_resources(compute: Compute) -> None:
         )
     if compute.workers * compute.cores > total.get("CPU", 0):
         raise InputError(
-            f"--compute.workers {compute.workers} x {compute.cores} cores: the cluster has {total.get('CPU', 0):g} CPUs. "
-            "Ask for fewer workers, or set --compute.cpus-per-worker."
+            f"--compute.workers {compute.workers} x {compute.cores} cores: the cluster has "
+            f"{total.get('CPU', 0):g} CPUs. Ask for fewer workers, or set --compute.cpus-per-worker."
         )
 
 
 def _quiet_loggers() -> None:
     """Leave the console to our own lines; Ray keeps its logs in its session folder."""
-    import ray.data  # sets up its own loggers when imported
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -63,9 +63,7 @@ def tokenize_own(words: list[str]) -> int:
         require_writable(root)
         artifact, state = step.build(root), "made"
     measured = artifact.measured
-    stage(
-        "latents",
-        f"{state}: {measured['images']} images, {measured['quarantined']} quarantined, scale {measured['latent_scale']:.4f}",
-    )
+    counts = f"{measured['images']} images, {measured['quarantined']} quarantined"
+    stage("latents", f"{state}: {counts}, latent scale {measured['latent_scale']:.4f}")
     say(str(artifact.path))
     return 0

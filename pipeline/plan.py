@@ -55,7 +55,7 @@ class Plan:
 class Planner:
     """Builds the plan of one recipe for one output root."""
 
-    def __init__(self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda line: None) -> None:
+    def __init__(self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None) -> None:
         self.recipe, self.compute, self.on_log = recipe, compute, on_log
         self.root = location(compute.out)
         self.steps: dict[str, Step] = {}

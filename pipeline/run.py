@@ -208,17 +208,18 @@ def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any
     if "fd_heldout" in measured:
         rows.append(("held-out real images (floor)", measured["fd_heldout"]))
     say(table(rows, ("against the training images", measured["metric"])))
-    sampling = conditions["sampling"]
+    sampling, seed = conditions["sampling"], conditions["seed"]
+    steps = f"{sampling['ar_steps']} AR x {sampling['diffusion_steps']['first']} diffusion steps"
     say(
         f"  {conditions['reference_images']} reference images, {conditions['heldout_images']} held out; EMA weights; "
-        f"{sampling['ar_steps']} AR x {sampling['diffusion_steps']['first']} diffusion steps, CFG {sampling['cfg_scale']} "
-        f"{sampling['cfg_schedule']}, temperature {sampling['temperature']}; seed {conditions['seed']}"
+        f"{steps}, CFG {sampling['cfg_scale']} {sampling['cfg_schedule']}, temperature {sampling['temperature']}; "
+        f"seed {seed}"
         + ("; fewer images than features: compare within this table only" if conditions["rank_deficient"] else "")
     )
     best = sweep.measured["best"]
     say(
-        f"  best of {sweep.measured['trials']} trials: {sweep.measured['metric']} {sweep.measured['best_fd']} at temperature "
-        f"{best['temperature']}, CFG {best['cfg_scale']}, {best['ar_steps']} AR steps"
+        f"  best of {sweep.measured['trials']} trials: {sweep.measured['metric']} {sweep.measured['best_fd']} at "
+        f"temperature {best['temperature']}, CFG {best['cfg_scale']}, {best['ar_steps']} AR steps"
     )
     say()
     say(table([(name, "cached" if f.was_cached else "made", f.artifact.record["seconds"]) for name, f in done.items()],

@@ -16,18 +16,28 @@ from tokenize_jobs.latents import MANIFEST
 def describe(root: UPath) -> str:
     """Return what the store at `root` holds, for a person."""
     manifest = _manifest(root)
-    layout, images = manifest["layout"], manifest["images"]
+    layout, images, source, total = manifest["layout"], manifest["images"], manifest["source"], manifest["bytes"]
     rows = [
         ("images", f"{images} ({manifest['quarantined']} quarantined)"),
         ("classes", f"{len(manifest['images_per_label'])} with images, of {len(manifest['classes'])}"),
-        ("latents", f"{layout['channels']} x {layout['height']} x {layout['width']}, "
-         + ("deterministic" if layout["deterministic"] else "Gaussian posterior") + ", both flips"),
+        (
+            "latents",
+            "{channels} x {height} x {width}, ".format(**layout)
+            + ("deterministic" if layout["deterministic"] else "Gaussian posterior")
+            + ", both flips",
+        ),
         ("latent_scale", f"{manifest['latent_scale']:.5f}"),
-        ("bytes", f"{manifest['bytes']} in {len(manifest['shards'])} shards, {manifest['bytes'] / max(images, 1):.0f} an image"),
+        (
+            "bytes",
+            f"{total} in {len(manifest['shards'])} shards, {total / max(images, 1):.0f} an image",
+        ),
         ("tokenizer", f"{manifest['tokenizer']['kind']} {manifest['tokenizer']['weights']}"),
         ("image size", f"{manifest['image_size']} px, ADM centre crop"),
-        ("source", f"{manifest['source']['format']}, {manifest['source']['shards']} shards, digest {manifest['source']['digest'][:16]}"),
-    ]  # fmt: skip
+        (
+            "source",
+            f"{source['format']}, {source['shards']} shards, digest {source['digest'][:16]}",
+        ),
+    ]
     text = f"latents {root}\n{table(rows, ('what', 'value'))}\n\n"
     pairs = enumerate(zip(manifest["channel_mean"], manifest["channel_std"], strict=True))
     text += table([(c, f"{mean:.4f}", f"{std:.4f}") for c, (mean, std) in pairs], ("channel", "mean", "std"))
@@ -54,8 +64,10 @@ def verify(root: UPath) -> int:
         if found != shard["sha256"]:
             faults.append(f"{path}: its bytes differ from the manifest's sha256")
     if faults:
-        raise InputError(f"{len(faults)} of {len(manifest['shards'])} shards are damaged: {'; '.join(faults[:3])}. "
-                         "Delete their .json records and artifact.json, and tokenize again.")  # fmt: skip
+        raise InputError(
+            f"{len(faults)} of {len(manifest['shards'])} shards are damaged: {'; '.join(faults[:3])}. "
+            "Delete their .json records and artifact.json, and tokenize again."
+        )
     return len(manifest["shards"])
 
 

@@ -120,7 +120,8 @@ def _png(name: str, copy: int, size: int) -> bytes:
     draws = stream("emoji-copy", zlib.crc32(name.encode()), copy)
     turn, x, y = (draws.uniform(-1, 1, 3) * (8, 2, 2)).tolist() if copy else (0.0, 0.0, 0.0)
     head, _, body = svg.partition(">")
-    moved = f'{head}><g transform="rotate({turn:.2f} 36 36) translate({x:.2f} {y:.2f})">{body.rpartition("</svg>")[0]}</g></svg>'
+    drawing, move = body.rpartition("</svg>")[0], f"rotate({turn:.2f} 36 36) translate({x:.2f} {y:.2f})"
+    moved = f'{head}><g transform="{move}">{drawing}</g></svg>'
     scale = 72 / 64  # the drawing keeps a margin of 4 of its 72 units
     wide = round(size * scale) * 4
     content = bytes(

@@ -39,8 +39,8 @@ def layout_of(weights: Weights, image_size: int) -> Layout:
     tokenizer = load(weights.kind, weights.path)
     if image_size % tokenizer.stride:
         raise InputError(
-            f"--tokenize.image-size {image_size}: the {weights.kind} tokenizer's stride {tokenizer.stride} does not divide "
-            f"it; the nearest sizes are {image_size // tokenizer.stride * tokenizer.stride} and "
+            f"--tokenize.image-size {image_size}: the {weights.kind} tokenizer's stride {tokenizer.stride} does not "
+            f"divide it; the nearest sizes are {image_size // tokenizer.stride * tokenizer.stride} and "
             f"{(image_size // tokenizer.stride + 1) * tokenizer.stride}."
         )
     side = image_size // tokenizer.stride
@@ -69,9 +69,12 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
     finally:
         _remove(staging)
     return {
-        "images": manifest["images"], "quarantined": manifest["quarantined"], "bytes": manifest["bytes"],
-        "latent_scale": manifest["latent_scale"], "classes": list(source.classes),
-    }  # fmt: skip
+        "images": manifest["images"],
+        "quarantined": manifest["quarantined"],
+        "bytes": manifest["bytes"],
+        "latent_scale": manifest["latent_scale"],
+        "classes": list(source.classes),
+    }
 
 
 def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layout, out: UPath) -> dict[str, Any]:
@@ -101,22 +104,30 @@ def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layou
 
 
 def _run(
-    config: Tokenize, weights: Weights, source: Manifest, pending: list[Shard], layout: Layout,
-    staging: UPath, out: UPath, compute: Compute,
-) -> None:  # fmt: skip
+    config: Tokenize,
+    weights: Weights,
+    source: Manifest,
+    pending: list[Shard],
+    layout: Layout,
+    staging: UPath,
+    out: UPath,
+    compute: Compute,
+) -> None:
     """Stream the pending shards through the cluster, committing each as its last part arrives."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
     parts = rows.flat_map(
-        _PartReader(source, pending, config.image_size), num_cpus=0.5  # unlike the encoder's, or Ray would fuse the two into one actor
+        _PartReader(source, pending, config.image_size),
+        num_cpus=0.5,  # unlike the encoder's, or Ray would fuse the two into one actor
     ).map(
         _PartEncoder,
         fn_constructor_args=(weights, layout, config.batch_size, str(staging)),
         compute=ray.data.ActorPoolStrategy(size=compute.encoders),
-        num_cpus=1, num_gpus=compute.gpus_per_worker or None,
-    )  # fmt: skip
+        num_cpus=1,
+        num_gpus=compute.gpus_per_worker or None,
+    )
     arrived: dict[int, list[dict[str, Any]]] = {}
     progress, images, rejected, commits = Progress("tokenize", len(pending), "shards"), 0, 0, []
     for part in parts.iter_rows():
@@ -186,11 +197,16 @@ class _Part:
 
     def row(self, *, last: bool) -> dict[str, Any]:
         return {
-            "shard": self.shard, "index": self.index, "last": last, "keys": self.keys, "labels": self.labels,
-            "images": b"".join(image.tobytes() for image in self.images), "size": self.size,
+            "shard": self.shard,
+            "index": self.index,
+            "last": last,
+            "keys": self.keys,
+            "labels": self.labels,
+            "images": b"".join(image.tobytes() for image in self.images),
+            "size": self.size,
             "rejected_keys": [key for key, _ in self.rejected],
             "rejected_reasons": [reason for _, reason in self.rejected],
-        }  # fmt: skip
+        }
 
 
 class _PartEncoder:

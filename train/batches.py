@@ -57,7 +57,7 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
 
 def step_input(
     store: LatentStore, model: Model, seed: int, step: int, batch_size: int, rank: int, world: int
-) -> StepInput:  # noqa: PLR0913
+) -> StepInput:
     """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
     share = batch_size // world
     rows = range(rank * share, (rank + 1) * share)

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,14 @@ class Trials:
 
 
 def sampling_sweep(
-    sweep: SamplingSweep, base: Sampling, features: Features, subject: Subject, reference: UPath, out: UPath, compute: Compute
-) -> dict[str, Any]:  # fmt: skip
+    sweep: SamplingSweep,
+    base: Sampling,
+    features: Features,
+    subject: Subject,
+    reference: UPath,
+    out: UPath,
+    compute: Compute,
+) -> dict[str, Any]:
     """Run the trials that are not done yet; leaves trials/*.json and a grid of each, and returns the best.
 
     `reference` is the evaluation whose reference sums the trials are measured against.
@@ -98,17 +104,19 @@ def _trial(config: dict[str, Any], trials: Trials) -> None:
     """Draw images with one setting, measure them, and leave the result where the next run finds it."""
     sampling = trials.sweep.settings(trials.base)[config["trial"]]
     generator, extractor, reference = _tools(trials)
-    start, sums, first = time.monotonic(), None, []
+    start, parts, first = time.monotonic(), [], []
     for begin in range(0, trials.sweep.images, _BATCH):
         span = range(begin, min(begin + _BATCH, trials.sweep.images))
         images = generator.draw(generator.labels(span), span, trials.sweep.seed, sampling)
         first += list(images) if begin == 0 else []
-        part = FeatureSums.of(extractor(images))
-        sums = part if sums is None else sums + part
+        parts.append(FeatureSums.of(extractor(images)))
     result = {
-        "sampling": canonical(sampling), "images": trials.sweep.images, "seed": trials.sweep.seed,
-        "fd": round(frechet_distance(sums, reference), 4), "seconds": round(time.monotonic() - start, 2),
-    }  # fmt: skip
+        "sampling": canonical(sampling),
+        "images": trials.sweep.images,
+        "seed": trials.sweep.seed,
+        "fd": round(frechet_distance(reduce(FeatureSums.__add__, parts), reference), 4),
+        "seconds": round(time.monotonic() - start, 2),
+    }
     label = f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR steps"
     path = trial_path(location(trials.out), sampling, trials.sweep)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,9 @@ FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), or
 ORDER_OF = {"masked": "random", "random-causal": "random", "raster-causal": "raster"}
 
 
-@pytest.mark.parametrize(("shape", "parameters"), [(mar_base(), 207_924_768), (mar_large(), 478_326_304), (mar_huge(), 942_403_104)])
+@pytest.mark.parametrize(
+    ("shape", "parameters"), [(mar_base(), 207_924_768), (mar_large(), 478_326_304), (mar_huge(), 942_403_104)]
+)
 def test_published_sizes_have_the_published_number_of_parameters(shape, parameters):
     with torch.device("meta"):
         model = build_model(shape)
@@ -58,13 +60,22 @@ def test_unpatchify_inverts_patchify(batch, channels, side, patch):
 
 
 def test_q_sample_equals_the_equation_in_float64():
-    betas = [min(1 - math.cos(((i + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
-                 / math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2, 0.999) for i in range(1000)]  # fmt: skip
+    betas = [
+        min(
+            1
+            - math.cos(((i + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+            / math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2,
+            0.999,
+        )
+        for i in range(1000)
+    ]
     alpha_bar = np.cumprod(1 - np.array(betas))
     t = np.array([0, 1, 500, 998, 999])
     x0, noise = np.random.default_rng(0).standard_normal((2, 5, 3))
     expected = np.sqrt(alpha_bar[t])[:, None] * x0 + np.sqrt(1 - alpha_bar[t])[:, None] * noise
-    ours = q_sample(torch.tensor(x0).float(), torch.tensor(noise).float(), torch.tensor(t), training_tables(torch.device("cpu")))
+    ours = q_sample(
+        torch.tensor(x0).float(), torch.tensor(noise).float(), torch.tensor(t), training_tables(torch.device("cpu"))
+    )
     np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-6, atol=1e-6)
 
 
@@ -138,9 +149,13 @@ def test_loss_gradient_is_zero_at_tokens_that_are_not_predicted(generation):
         assert head_targets.abs().sum() > 0
     hidden = draws.order[:, draws.num_visible :]
     if generation == "masked":  # masked tokens are not read by the trunk: only their own loss may move
-        conditions = model.training_conditions(changed, model.class_vectors(torch.tensor([0, 1]), 2), draws.order, draws.num_visible)
+        conditions = model.training_conditions(
+            changed, model.class_vectors(torch.tensor([0, 1]), 2), draws.order, draws.num_visible
+        )
         changed.scatter_(1, hidden[..., None].expand(-1, -1, 3), 9.0)
-        again = model.training_conditions(changed, model.class_vectors(torch.tensor([0, 1]), 2), draws.order, draws.num_visible)
+        again = model.training_conditions(
+            changed, model.class_vectors(torch.tensor([0, 1]), 2), draws.order, draws.num_visible
+        )
         assert torch.equal(conditions, again)
     assert loss.isfinite()
     assert targets.shape[1] == draws.num_visible
@@ -190,9 +205,9 @@ def test_training_conditions_equal_those_of_sampling_step_by_step(generation):
             stepwise = model.conditions(state, tokens, start, start + 1)
             at_once = model.training_conditions(tokens, vectors, order, start)
             row = order[:, start:].argsort(1).argsort(1)[:, :1]  # where the first of the order lies by position
-            torch.testing.assert_close(stepwise, at_once.gather(1, row[..., None].expand(-1, -1, 32)), rtol=1e-4, atol=1e-4) if (
-                generation != "masked" or start == 15
-            ) else None
+            torch.testing.assert_close(
+                stepwise, at_once.gather(1, row[..., None].expand(-1, -1, 32)), rtol=1e-4, atol=1e-4
+            ) if (generation != "masked" or start == 15) else None
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
@@ -208,7 +223,9 @@ def test_image_does_not_depend_on_its_batch(kind):
 def test_sampling_with_cfg_scale_one_equals_unguided_bit_for_bit():
     model, settings_ = randomised(small()), replace(FAST, ar_steps=4, order="random")
     unguided = sample(model, torch.arange(3), ImageNoise(0, range(3)), replace(settings_, cfg_scale=1.0))
-    constant = sample(model, torch.arange(3), ImageNoise(0, range(3)), replace(settings_, cfg_scale=1.0, cfg_schedule="constant"))
+    constant = sample(
+        model, torch.arange(3), ImageNoise(0, range(3)), replace(settings_, cfg_scale=1.0, cfg_schedule="constant")
+    )
     assert torch.equal(unguided, constant)
 
 
@@ -261,20 +278,35 @@ def test_sample_bad_settings_are_refused_before_any_compute(changes, labels, mes
 
 def test_sample_mask_of_another_size_is_refused():
     with pytest.raises(InputError, match="16 tokens"):
-        sample(randomised(small()), torch.tensor([0]), ImageNoise(0, [0]), FAST, Known(torch.zeros(1, 3, 4, 4), torch.ones(9).bool()))
+        sample(
+            randomised(small()),
+            torch.tensor([0]),
+            ImageNoise(0, [0]),
+            FAST,
+            Known(torch.zeros(1, 3, 4, 4), torch.ones(9).bool()),
+        )
 
 
 def test_untrained_model_in_bf16_draws_finite_latents():
     model = build_model(small()).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        latents = sample(model, torch.arange(2), ImageNoise(0, range(2)), replace(FAST, ar_steps=4, order="random", cfg_scale=3.0))
+        latents = sample(
+            model, torch.arange(2), ImageNoise(0, range(2)), replace(FAST, ar_steps=4, order="random", cfg_scale=3.0)
+        )
     assert latents.isfinite().all()
     assert latents.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("kind", "solver", "steps"), [
-    ("diffusion", "ancestral", 100), ("diffusion", "ddim", 50), ("diffusion", "dpm-solver++", 20), ("flow", "ancestral", 50), ("flow", "ddim", 50),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "solver", "steps"),
+    [
+        ("diffusion", "ancestral", 100),
+        ("diffusion", "ddim", 50),
+        ("diffusion", "dpm-solver++", 20),
+        ("flow", "ancestral", 50),
+        ("flow", "ddim", 50),
+    ],
+)
 def test_head_trained_on_a_mixture_samples_it(kind, solver, steps, trained_heads):
     head, draw = trained_heads[kind]
     from train.models.head import HeadSampling

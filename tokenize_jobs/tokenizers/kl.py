@@ -17,7 +17,7 @@ class KLTokenizer:
     deterministic = False
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
         self.channels = vae.config.latent_channels
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
 
