@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import cattrs
 from cattrs.errors import BaseValidationError
+from cattrs.v import format_exception
 
 from infra.errors import InputError
 
@@ -111,6 +112,10 @@ def _structure_union(value: Any, kind: Any) -> Any:  # noqa: ANN401
 _CONVERTER.register_structure_hook_func(_is_dataclass_union, _structure_union)
 
 
+def _reason(error: BaseException, kind: type | None) -> str:
+    return str(error) if type(error) is ValueError else format_exception(error, kind)
+
+
 def from_json(text: str, kind: type[T], origin: str) -> T:
     """Read a dataclass tree back from JSON, refusing unknown fields and wrong types.
 
@@ -119,5 +124,9 @@ def from_json(text: str, kind: type[T], origin: str) -> T:
     try:
         return _CONVERTER.structure(json.loads(text), kind)
     except (ValueError, TypeError, BaseValidationError) as error:
-        detail = cattrs.transform_error(error)[0] if isinstance(error, BaseValidationError) else str(error)
+        detail = (
+            cattrs.transform_error(error, format_exception=_reason)[0]
+            if isinstance(error, BaseValidationError)
+            else str(error)
+        )
         raise InputError(f"{origin}: {detail}") from None

@@ -47,7 +47,7 @@ class Train:
         if (model.latent_channels, model.latent_size) != (latent_channels, latent_size):
             raise InputError(
                 f"--train.model takes {model.latent_channels} x {model.latent_size} x {model.latent_size} latents, but "
-                f"the store holds {latent_channels} x {latent_size} x {latent_size}: set latent-channels and latent-size so"
+                f"the store holds {latent_channels} x {latent_size} x {latent_size}: set these sizes"
             )
         if model.latent_size % model.patch_size:
             raise InputError(

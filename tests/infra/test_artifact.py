@@ -1,0 +1,142 @@
+"""Artifacts and fingerprints: what a result depends on, and nothing of where it ran."""
+
+import json
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+import pytest
+
+from infra.artifact import Step
+from infra.errors import InputError, nearest
+from infra.fingerprint import canonical, differences, fingerprint, from_json, where
+from infra.seeding import stream
+from infra.storage import location, require_writable
+from pipeline.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int = 3
+    rate: float = 0.1
+    folder: str = where(default="/here")
+
+
+def step(config, make=lambda out: {"n": 1}):
+    return Step(name="thing", label="test", config=config, inputs={"from": "abc"}, make=make)
+
+
+def test_build_writes_the_record_last_and_find_returns_it(tmp_path):
+    root = location(tmp_path)
+
+    def make(out):
+        (out / "data").write_text("made")
+        assert step(Config()).find(root) is None
+        return {"n": 7}
+
+    artifact = step(Config(), make).build(root)
+    assert artifact.measured == {"n": 7}
+    found = step(Config()).find(root)
+    assert found is not None
+    assert found.record == artifact.record
+
+
+def test_build_interrupted_leaves_no_artifact(tmp_path):
+    root = location(tmp_path)
+
+    def killed(out):
+        (out / "data").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step(Config(), killed).build(root)
+    assert step(Config()).find(root) is None
+
+
+def test_fingerprint_ignores_where_and_sees_what():
+    assert fingerprint(Config()) == fingerprint(Config(folder="/there"))
+    assert fingerprint(Config()) != fingerprint(Config(steps=4))
+
+
+def test_fingerprint_value_without_stable_form_is_refused():
+    with pytest.raises(TypeError, match="no stable form"):
+        fingerprint({"f": lambda: 1})
+
+
+def test_stale_artifact_is_explained_field_by_field(tmp_path):
+    step(Config()).build(location(tmp_path))
+    assert step(Config(rate=0.2)).explain_stale(location(tmp_path)) == ["config.rate: 0.1 -> 0.2"]
+
+
+def test_differences_name_the_leaves():
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}}) == ["a.b: 1 -> 3", "c: 2 -> (absent)"]
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipe_written_as_json_loads_back_equal(name):
+    recipe = RECIPES[name]()
+    assert from_json(json.dumps(canonical(recipe, identity=False)), Recipe, "x") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "x", "trian": {}}', "trian"),
+        ('{"name": "x", "train": {"lr": "fast"}}', "lr"),
+        ('{"name": "x", "images": {"kind": "video"}}', "must be one of"),
+        ("not json", "Expecting value"),
+    ],
+)
+def test_recipe_with_a_fault_is_refused_by_name(text, message):
+    with pytest.raises(InputError, match=message):
+        from_json(text, Recipe, "recipe.json")
+
+
+def leaves(config, path=()):
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, (*path, field.name))
+        else:
+            yield (*path, field.name), value, bool(field.metadata.get("where"))
+
+
+def changed(config, path, value):
+    if len(path) == 1:
+        return replace(config, **{path[0]: value})
+    return replace(config, **{path[0]: changed(getattr(config, path[0]), path[1:], value)})
+
+
+@pytest.mark.parametrize("name", ["emoji-32", "imagenet-256-mar-b"])
+def test_every_field_of_a_recipe_changes_the_fingerprint_unless_it_says_where(name):
+    recipe = RECIPES[name]()
+    for path, value, is_where in leaves(recipe):
+        other = (not value) if isinstance(value, bool) else "other" if isinstance(value, str) or value is None else (
+            (*value, 9) if isinstance(value, tuple) else value + 1
+        )  # fmt: skip
+        same = fingerprint(changed(recipe, path, other)) == fingerprint(recipe)
+        assert same == is_where, path
+
+
+def test_stream_depends_on_its_key_alone():
+    assert stream("a", 1, 2).random() == stream("a", 1, 2).random()
+    assert (
+        len(
+            {
+                stream("a", 1, 2).random(),
+                stream("a", 2, 1).random(),
+                stream("b", 1, 2).random(),
+                stream("a", 12).random(),
+            }
+        )
+        == 4
+    )
+
+
+def test_nearest_suggests_a_close_word_only():
+    assert "emoji-32" in nearest("emoji32", RECIPES)
+    assert nearest("zzz", RECIPES) == ""
+
+
+def test_root_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        require_writable(location(tmp_path / "file" / "below"))

@@ -1,0 +1,78 @@
+"""Bad input on the real command line: one clear line, the right exit code, no traceback, nothing half-written."""
+
+import json
+import re
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["run", "emoji-33"], {}, "Did you mean 'emoji-32'"),
+        (["rnu", "emoji-32"], {}, "Did you mean 'run'"),
+        (["run", "emoji-32", "--train.train-step", "3"], {}, "--train.train-steps"),
+        (["run", "nowhere.json"], {}, "nowhere.json: cannot be read"),
+        (["run", "imagenet-256-mar-b", "--images.path", "/nowhere"], {}, "/nowhere: no such folder"),
+        (["tokenize", "--source", "/nowhere", "--tokenizer", "pixels"], {}, "no such folder"),
+        (["tokenize", "--source", "tests", "--tokenizer", "kl16:/nowhere"], {}, "holds no .tar"),
+        (["run", "emoji-32", "--compute.out", "/proc/here"], {}, "cannot be written"),
+        (["run", "emoji-32", "--compute.tracking-uri", "http://127.0.0.1:9"], {}, "nothing answers"),
+        (["run", "emoji-32"], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "nothing answers"),
+        (["run", "emoji-32", "--compute.address", "127.0.0.1:9"], {}, "nothing answers"),
+        (["run", "emoji-32"], {"RAY_ADDRESS": "127.0.0.1:9"}, "nothing answers"),
+        (["sample", "emoji-32"], {}, "no trained checkpoint"),
+        (["latents", "tests"], {}, "no latent store"),
+        (["ui"], {}, "no runs are recorded"),
+    ],
+)
+def test_bad_input_gives_one_clear_line_and_exit_code_two(mar, tmp_path, words, environment, message):
+    takes_out = words[0] in ("run", "sample", "ui") and "--compute.out" not in words
+    out = ["--compute.out", str(tmp_path)] if takes_out else ["--out", str(tmp_path)] if "--source" in words else []
+    done = mar(*words, *out, timeout=60, **environment)
+    assert done.returncode == 2, done.stderr
+    plain = re.sub(r"[│╭╮╰╯─\s]+", " ", done.stderr + done.stdout)
+    assert message in plain
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("artifact.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tokenize.image-size", "33"], "stride 2 does not divide it"),
+        (["--compute.gpus-per-worker", "1"], "has 0 GPUs"),
+        (["--compute.workers", "3", "--compute.cpus-per-worker", "50"], "Ask for fewer workers"),
+    ],
+)
+def test_impossible_settings_are_refused_before_work(mar, tmp_path, flags, message):
+    done = mar(
+        "run", "emoji-32", "--images.images-per-class", "20", "--compute.out", str(tmp_path), *flags, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_recipes_and_help_are_listed(mar):
+    assert "imagenet-256-mar-b" in mar("recipes").stdout
+    assert "mar run RECIPE" in mar("--help").stdout
+
+
+def test_status_of_nothing_made_lists_every_step_as_missing(mar, tmp_path):
+    lines = mar("status", "emoji-32", "--compute.out", str(tmp_path)).stdout.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["missing"] * 6
+
+
+def test_saved_recipe_runs_as_the_named_one(mar, tmp_path):
+    from infra.fingerprint import canonical
+    from pipeline.recipes import emoji_32
+
+    (tmp_path / "recipe.json").write_text(json.dumps(canonical(emoji_32(), identity=False)))
+    named, saved = (
+        mar("status", name, "--compute.out", str(tmp_path)).stdout
+        for name in ("emoji-32", str(tmp_path / "recipe.json"))
+    )
+    assert named == saved

@@ -1,0 +1,128 @@
+"""The latent store without Ray: what is written is read back bit-equal, by us and by anyone."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import InputError
+from infra.storage import location
+from tokenize_jobs.audit import describe, verify
+from tokenize_jobs.latents import Layout, commit_shard, publish, to_table
+from tokenize_jobs.reader import LatentStore
+
+LAYOUT = Layout(4, 3, 3, deterministic=False)
+ROWS = 1500  # more than one row group
+
+
+@pytest.fixture
+def moments():
+    return np.random.default_rng(0).standard_normal((2, ROWS, *LAYOUT.shape)).astype(np.float16)
+
+
+@pytest.fixture
+def store(tmp_path, moments):
+    root = location(tmp_path / "store")
+    for name, rows in (("b", slice(700, ROWS)), ("a", slice(0, 700))):
+        keys, labels = [f"k{i}" for i in range(ROWS)[rows]], list(np.arange(ROWS)[rows] % 5)
+        commit_shard(
+            root, name, to_table(LAYOUT, keys, labels, moments[0, rows], moments[1, rows]), LAYOUT, [("x", "bad: y")]
+        )
+    provenance = {
+        "tokenizer": {"kind": "pixels", "weights": "w"}, "image_size": 3, "classes": list("abcde"),
+        "source": {"format": "webdataset", "shards": 2, "digest": "d" * 64, "bytes": 1},
+    }  # fmt: skip
+    publish(root, ["a", "b"], LAYOUT, provenance)
+    return root
+
+
+def test_moments_are_read_back_bit_equal_and_mapped(store, moments):
+    opened = LatentStore(store)
+    indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
+    assert np.array_equal(opened.moments(indices, flips), moments[flips, indices])
+    assert np.array_equal(opened.labels, np.arange(ROWS) % 5)
+    assert all(isinstance(column, np.memmap) for pair in opened._moments for column in pair)
+
+
+def test_store_is_plain_parquet(store, moments):
+    import duckdb
+
+    table = pq.read_table(str(store / "shards" / "a.parquet"))
+    first = np.frombuffer(table["moments"][0].as_py(), np.float16).reshape(LAYOUT.shape)
+    assert np.array_equal(first, moments[0, 0])
+    assert duckdb.sql(f"select count(*), max(label) from '{store}/shards/*.parquet'").fetchall() == [(ROWS, 4)]
+
+
+def test_statistics_equal_those_computed_at_once(store, moments):
+    manifest = LatentStore(store).manifest
+    mean, logvar = (part.astype(np.float64) for part in np.split(moments.reshape(-1, *LAYOUT.shape), 2, axis=1))
+    np.testing.assert_allclose(manifest["channel_mean"], mean.mean((0, 2, 3)), atol=1e-12)
+    variance = mean.var() + np.exp(logvar).mean()
+    assert manifest["latent_scale"] == pytest.approx(1 / np.sqrt(variance), rel=1e-9)
+
+
+def test_batch_is_the_same_for_any_number_of_workers(store):
+    opened = LatentStore(store)
+    whole = opened.batch(3, range(1490, 1522))  # across the end of an epoch
+    halves = [opened.batch(3, range(1490, 1506)), opened.batch(3, range(1506, 1522))]
+    assert np.array_equal(whole.latents, np.concatenate([half.latents for half in halves]))
+    assert np.array_equal(whole.labels, np.concatenate([half.labels for half in halves]))
+
+
+def test_every_epoch_visits_every_image_once_in_another_order(store):
+    opened = LatentStore(store)
+    from tokenize_jobs.reader import _epoch_order
+
+    orders = [_epoch_order(0, epoch, len(opened)) for epoch in range(3)]
+    assert all(np.array_equal(np.sort(order), np.arange(ROWS)) for order in orders)
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def test_drawn_latents_have_the_posterior_moments_and_unit_scale(store):
+    latents = LatentStore(store).batch(0, range(1500)).latents
+    assert latents.std() == pytest.approx(1, abs=0.03)
+
+
+def test_shard_bytes_do_not_depend_on_how_often_it_is_written(store, moments, tmp_path):
+    first = hashlib.sha256((store / "shards" / "a.parquet").read_bytes()).hexdigest()
+    keys, labels = [f"k{i}" for i in range(700)], list(np.arange(700) % 5)
+    again = location(tmp_path / "again")
+    commit_shard(
+        again, "a", to_table(LAYOUT, keys, labels, moments[0, :700], moments[1, :700]), LAYOUT, [("x", "bad: y")]
+    )
+    assert hashlib.sha256((again / "shards" / "a.parquet").read_bytes()).hexdigest() == first
+
+
+def test_bytes_an_image_are_within_two_per_cent_of_the_payload_for_kl16_latents(tmp_path):
+    layout = Layout(16, 16, 16, deterministic=False)
+    values = np.random.default_rng(0).standard_normal((200, *layout.shape)).astype(np.float16)
+    commit_shard(
+        location(tmp_path),
+        "a",
+        to_table(layout, [f"n0/{i}" for i in range(200)], [0] * 200, values, values),
+        layout,
+        [],
+    )
+    size = json.loads((tmp_path / "shards" / "a.json").read_text())["bytes"]
+    assert size / (200 * 2 * layout.bytes) < 1.02
+
+
+def test_damage_is_found(store):
+    assert verify(store) == 2
+    assert "1500 (2 quarantined)" in describe(store)
+    path = store / "shards" / "b.parquet"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="1 of 2 shards are damaged"):
+        verify(store)
+    path.write_bytes(content[:-9])
+    with pytest.raises(InputError, match="bytes long"):
+        LatentStore(store)
+
+
+def test_folder_without_a_manifest_is_no_store(tmp_path):
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        LatentStore(str(tmp_path))

@@ -1,0 +1,190 @@
+"""The bad-input zoo: each image is handled as Pillow handles it, or set aside with its reason; never its neighbours."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from infra.errors import InputError
+from tokenize_jobs.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources import read_shard, scan
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+
+
+def encoded(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[274] = 6
+    return encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)
+
+
+HANDLED = {
+    "rgb": (encoded(Image.fromarray(PIXELS)), PIXELS),
+    "greyscale": (
+        encoded(Image.fromarray(PIXELS).convert("L")),
+        np.asarray(Image.fromarray(PIXELS).convert("L").convert("RGB")),
+    ),
+    "alpha": (encoded(Image.fromarray(PIXELS).convert("RGBA")), PIXELS),
+    "palette": (
+        encoded(Image.fromarray(PIXELS).convert("P")),
+        np.asarray(Image.fromarray(PIXELS).convert("P").convert("RGB")),
+    ),
+    "16-bit": (encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16) << 8)), np.repeat(PIXELS[..., :1], 3, 2)),
+    "webp": (encoded(Image.fromarray(PIXELS), "WEBP", lossless=True), PIXELS),
+    "animated": (
+        encoded(
+            Image.fromarray(PIXELS), "WEBP", lossless=True, save_all=True, append_images=[Image.fromarray(255 - PIXELS)]
+        ),
+        PIXELS,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(HANDLED))
+def test_decode_unusual_image_equals_pillows_own_result(kind):
+    content, expected = HANDLED[kind]
+    assert np.array_equal(np.asarray(decode(content)), expected)
+
+
+def test_decode_cmyk_equals_pillows_conversion():
+    content = encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG")
+    assert np.array_equal(np.asarray(decode(content)), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+def test_decode_exif_rotated_image_is_upright():
+    assert decode(rotated()).size == (40, 56)
+
+
+def bomb():
+    """A PNG that claims 60,000 x 60,000 pixels."""
+    header = bytearray(encoded(Image.fromarray(PIXELS)))
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    import zlib
+
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+    return bytes(header)
+
+
+BAD = {
+    "truncated": (encoded(Image.fromarray(PIXELS), "JPEG")[:-300], "cannot be decoded"),
+    "not an image": (b"hello", "cannot be decoded"),
+    "empty": (b"", "cannot be decoded"),
+    "one pixel": (encoded(Image.new("RGB", (1, 1))), "too small"),
+    "bomb": (bomb(), "bomb"),
+}
+
+
+@pytest.mark.parametrize("kind", list(BAD))
+def test_decode_bad_image_gives_its_reason(kind):
+    content, reason = BAD[kind]
+    with pytest.raises(BadImage, match=reason):
+        decode(content)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (56, 40), (300, 200), (33, 700), (32, 32), (31, 31)])
+def test_centre_crop_gives_the_size_asked_for(size):
+    assert centre_crop(Image.new("RGB", size), 32).shape == (32, 32, 3)
+
+
+def test_centre_crop_of_the_right_size_changes_nothing():
+    square = PIXELS[:40, :40]
+    assert np.array_equal(centre_crop(Image.fromarray(square), 40), square)
+
+
+GOOD = HANDLED["rgb"][0]
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def read(folder, classes=3):
+    manifest = scan(str(folder), classes)
+    return {sample.key: sample for shard in manifest.shards for sample in read_shard(manifest, shard)}
+
+
+def test_tar_with_every_fault_keeps_the_good_samples(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("good.png", GOOD), ("good.cls", b"1"),
+            ("upper.JPEG", GOOD), ("upper.json", json.dumps({"label": 2}).encode()),
+            ("nolabel.png", GOOD),
+            ("outside.png", GOOD), ("outside.cls", b"3"),
+            ("textlabel.png", GOOD), ("textlabel.cls", b"cat"),
+            ("../../etc/evil.png", GOOD), ("../../etc/evil.cls", b"0"),
+            ("/abs/evil.png", GOOD), ("/abs/evil.cls", b"0"),
+            ("pickled.pkl", pickle.dumps(1)), ("pickled.cls", b"0"),
+            ("good.png", GOOD), ("good.cls", b"1"),
+            ("last.png", GOOD), ("last.cls", b"0"),
+        ],
+    )  # fmt: skip
+    manifest = scan(str(tmp_path), 3)
+    samples = list(read_shard(manifest, manifest.shards[0]))
+    assert [(s.key, s.label) for s in samples if not s.fault] == [("good", 1), ("upper", 2), ("last", 0)]
+    assert [(s.key, s.fault.split(":")[0]) for s in samples if s.fault] == [
+        ("nolabel", "no label"),
+        ("outside", "label 3 is not in 0..2"),
+        ("textlabel", "no label"),
+        ("../../etc/evil", "unsafe path in the tar"),
+        ("/abs/evil", "unsafe path in the tar"),
+        ("pickled", "no image"),
+        ("good", "duplicate id"),
+    ]
+
+
+def test_truncated_tar_keeps_its_good_prefix_and_says_where_it_ends(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        [(f"{i}.{suffix}", content) for i in range(4) for suffix, content in (("cls", b"0"), ("png", GOOD))],
+    )
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 3 * (1024 + 512 + len(GOOD) // 512 * 512 + 512) + 700])
+    samples = read(tmp_path)
+    assert [key for key, s in samples.items() if not s.fault][:2] == ["0", "1"]
+    assert any("the tar ends here" in s.fault for s in samples.values())
+
+
+def test_folder_of_classes_is_read_with_sorted_labels(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.JPEG").write_bytes(GOOD)
+    manifest = scan(str(tmp_path))
+    assert manifest.classes == ("a", "b")
+    assert {s.key: s.label for s in read(tmp_path, 0).values()} == {"a/x.JPEG": 0, "b/x.JPEG": 1}
+
+
+def test_parquet_in_the_hugging_face_layout_is_read(tmp_path):
+    image = pa.array([{"bytes": GOOD, "path": "x"}, {"bytes": None, "path": "y"}])
+    pq.write_table(pa.table({"image": image, "label": [2, 0]}), tmp_path / "train.parquet")
+    assert [(s.label, s.fault) for s in read(tmp_path).values()] == [(2, ""), (-1, "no image bytes")]
+
+
+def test_source_missing_or_empty_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        scan(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"holds no \.tar"):
+        scan(str(tmp_path))
+
+
+def test_digest_changes_with_the_content_of_a_shard(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.png", GOOD), ("x.cls", b"1")])
+    before = scan(str(tmp_path), 3).digest
+    write_tar(tmp_path / "a.tar", [("x.png", GOOD), ("x.cls", b"2")])
+    assert scan(str(tmp_path), 3).digest != before
