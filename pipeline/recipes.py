@@ -40,7 +40,7 @@ def emoji_32() -> Recipe:
     """
     model = replace(tiny(), latent_size=8, latent_channels=4, patch_size=2, num_classes=3)
     sampling = Sampling(
-        ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=2.5, temperature=0.95
+        ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=2.5, temperature=0.8
     )
     return Recipe(
         name="emoji-32",
@@ -56,7 +56,7 @@ def emoji_32() -> Recipe:
             features=Features(name="efficientnet-lite0"),
             reference_images=1024,
         ),
-        tune=SamplingSweep(temperature=(0.9, 1.0), cfg_scale=(1.5, 2.5), ar_steps=(4, 8), images=96),
+        tune=SamplingSweep(temperature=(0.7, 0.9), cfg_scale=(1.5, 3.0), ar_steps=(4, 8), images=96),
     )  # fmt: skip
 
 

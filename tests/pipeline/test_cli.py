@@ -42,7 +42,7 @@ def test_bad_input_gives_one_clear_line_and_exit_code_two(mar, tmp_path, words, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tokenize.image-size", "33"], "stride 2 does not divide it"),
+        (["--tokenize.image-size", "33"], "stride 4 does not divide it"),
         (["--compute.gpus-per-worker", "1"], "has 0 GPUs"),
         (["--compute.workers", "3", "--compute.cpus-per-worker", "50"], "Ask for fewer workers"),
     ],

@@ -1,0 +1,324 @@
+"""The whole pipeline, submitted to a real Ray cluster as a job, then everything that can be done with what it made."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+REPOSITORY = Path(__file__).parents[2]
+TINY = [
+    "--images.classes",
+    "face",
+    "flag",
+    "--train.model.num-classes",
+    "2",
+    "--tokenizer.train-steps",
+    "20",
+    "--tokenizer.width",
+    "16",
+    "--train.model.encoder-width",
+    "32",
+    "--train.model.decoder-width",
+    "32",
+    "--train.model.head.width",
+    "32",
+    "--train.train-steps",
+    "12",
+    "--train.batch-size",
+    "16",
+    "--train.checkpoint-every",
+    "4",
+    "--train.log-every",
+    "2",
+    "--evaluate.generate.images",
+    "24",
+    "--evaluate.reference-images",
+    "40",
+    "--evaluate.generate.sampling.diffusion-steps.first",
+    "5",
+    "--evaluate.generate.sampling.diffusion-steps.last",
+    "5",
+    "--tune.temperature",
+    "1.0",
+    "--tune.cfg-scale",
+    "1.0",
+    "2.0",
+    "--tune.ar-steps",
+    "2",
+    "--tune.images",
+    "16",
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(reached, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The output root of the tiny recipe, run by `ray job submit` on a cluster of its own."""
+    out, temporary = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("r")
+    ray, port, dashboard = Path(sys.executable).parent / "ray", free_port(), free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         "--num-cpus=2", "--object-store-memory=300000000", f"--temp-dir=/tmp/mar-{os.getpid()}"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+
+    def answers():
+        try:
+            return urllib.request.urlopen(f"{address}/api/version", timeout=2).status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers, 90, "the cluster's start")
+        submitted = subprocess.run(
+            [ray, "job", "submit", f"--address={address}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline", "run",
+             "emoji-32", *TINY, "--compute.out", str(out)],
+            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        failed = subprocess.run(
+            [ray, "job", "submit", f"--address={address}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline", "run", "x"],
+            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            if head.poll() is None:
+                os.killpg(head.pid, ending)
+                try:
+                    head.wait(timeout=15)
+                except subprocess.TimeoutExpired:
+                    continue
+        shutil.rmtree(temporary, ignore_errors=True)
+    assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-2000:]
+    assert failed.returncode == 1
+    assert "unknown recipe 'x'" in failed.stdout + failed.stderr
+    return out, submitted.stdout
+
+
+def test_submitted_job_logs_every_stage_and_the_conditions_of_its_numbers(made):
+    _, log = made
+    for stage in ("pictures", "tokenizer", "latents", "train", "evaluation", "sweep", "registration"):
+        assert f"{stage} |" in log
+    assert "FD (efficientnet-lite0, 24)" in log
+    assert "CC BY-SA 4.0" in log
+    assert "FID" not in log
+
+
+def test_second_run_does_no_work(made, mar):
+    out, _ = made
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = mar("run", "emoji-32", *TINY, "--compute.out", str(out))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("cached (") == 7
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_status_explains_what_an_override_makes_stale(made, mar):
+    out, _ = made
+    told = mar("status", "emoji-32", *TINY, "--train.lr", "0.5", "--compute.out", str(out)).stdout
+    assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 3 + ["stale"] * 3
+    assert "checkpoint: config.lr: 0.002 -> 0.5" in told
+
+
+def test_artifact_holds_the_recipe_that_made_it_and_it_runs(made, mar):
+    out, _ = made
+    record = next((out / "artifacts" / "evaluation").rglob("artifact.json"))
+    told = mar("status", str(record), "--compute.out", str(out)).stdout
+    assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 6
+
+
+def test_latents_are_described_and_verified(made, mar):
+    out, _ = made
+    store = next((out / "artifacts" / "latents").rglob("manifest.json")).parent
+    told = mar("latents", str(store), "--verify")
+    assert told.returncode == 0, told.stderr
+    assert "latent_scale" in told.stdout
+    assert "shards are as the manifest says" in told.stdout
+
+
+def test_sample_draws_the_classes_asked_for_and_the_same_images_again(made, mar, tmp_path):
+    out, _ = made
+    for folder, count in (("a", "3"), ("b", "3")):
+        words = ["--classes", "1", "0", "--per-class", count, "--to", str(tmp_path / folder), "--compute.out", str(out)]
+        record = next((out / "artifacts" / "checkpoint").rglob("artifact.json"))
+        done = mar("sample", str(record), *words)
+        assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == [*(f"{i:06d}-class{c}.png" for i, c in enumerate([1, 1, 1, 0, 0, 0])), "grid.png"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
+    import mlflow
+    import numpy as np
+    import pandas as pd
+
+    out, _ = made
+    mlflow.set_tracking_uri(f"sqlite:///{out}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("mar-pipeline").experiment_id
+    runs = client.search_runs([experiment], max_results=100)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    steps = {
+        run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+    }
+    assert set(steps) == {"pictures", "tokenizer", "latents", "checkpoint", "evaluation", "sweep"}
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == steps["sweep"].info.run_id]
+    assert len(trials) == 2
+    assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])
+    losses = client.get_metric_history(steps["checkpoint"].info.run_id, "train/loss")
+    assert {point.step for point in losses} >= {2, 4, 6, 8, 10, 12}
+    assert parents[0].inputs.dataset_inputs[0].dataset.name == "latents-emoji-32"
+    assert any(
+        f.path.startswith("images/samples~grid") for f in client.list_artifacts(parents[0].info.run_id, "images")
+    )
+    assert parents[0].data.params["recipe.train.train_steps"] == "12"
+
+    version = client.get_model_version_by_alias("mar-emoji-32", "champion")
+    assert version.tags["metric"] == "FD (efficientnet-lite0, 24)"
+    model = mlflow.pyfunc.load_model("models:/mar-emoji-32@champion")
+    images = model.predict(pd.DataFrame({"class_id": [0, 1, 1]}), params={"seed": 3, "ar_steps": 4})
+    assert images.shape == (3, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert not np.array_equal(images[1], images[2])
+    assert not list((out / "mlartifacts").rglob("*.pkl"))
+
+
+def copy_latents(source, target):
+    for step in ("pictures", "tokenizer", "latents"):
+        shutil.copytree(source / "artifacts" / step, target / "artifacts" / step)
+
+
+def test_training_killed_and_run_again_ends_with_the_same_bytes(made, mar, tmp_path):
+    """The fitted tokenizer's path is not part of any identity, so copied latents are taken as they are."""
+    out, _ = made
+    copy_latents(out, tmp_path)
+    words = ["train", "emoji-32", *TINY, "--compute.out", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words], cwd=REPOSITORY, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(
+            lambda: list(tmp_path.rglob("step_00000004")) or driver.poll() is not None, 150, "the first checkpoint"
+        )
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert not list((tmp_path / "artifacts" / "checkpoint").rglob("artifact.json"))
+    done = mar(*words)
+    assert done.returncode == 0, done.stderr
+    assert "latents | cached" in done.stdout
+    for name in ("model.safetensors", "ema.safetensors"):
+        straight, resumed = (next((root / "artifacts" / "checkpoint").rglob(name)) for root in (out, tmp_path))
+        assert straight.read_bytes() == resumed.read_bytes(), name
+    steps = [json.loads(line)["step"] for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
+    assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
+
+
+def test_interrupt_leaves_finished_steps_cached_and_no_process(tmp_path, mar):
+    words = ["run", "emoji-32", *TINY, "--tokenizer.train-steps", "100000", "--compute.out", str(tmp_path)]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=REPOSITORY,
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: "steps" in log.read_text() or driver.poll() is not None, 120, "the tokenizer's first steps")
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130, log.read_text()
+    assert "interrupted: finished steps are cached" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    def group_is_gone():
+        return subprocess.run(["pgrep", "-g", str(driver.pid)], stdout=subprocess.DEVNULL, check=False).returncode == 1
+
+    wait_until(group_is_gone, 20, "the end of every process")
+    told = mar("status", "emoji-32", *TINY, "--tokenizer.train-steps", "100000", "--compute.out", str(tmp_path)).stdout
+    assert [line.split()[1] for line in told.splitlines()[2:4]] == ["cached", "missing"]
+
+
+def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser installed: apt-get install chromium to run this test")
+    from playwright.sync_api import sync_playwright
+
+    out, _ = made
+    port = free_port()
+    ui = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "ui", "--port", str(port), "--compute.out", str(out)], cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    base = f"http://127.0.0.1:{port}"
+
+    def healthy():
+        try:
+            return urllib.request.urlopen(f"{base}/health", timeout=2).status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_until(healthy, 120, "the UI's start")
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
+        experiment = client.get_experiment_by_name("mar-pipeline").experiment_id
+        trials = [run for run in client.search_runs([experiment]) if run.info.run_name.startswith("t1 cfg")]
+        ids = json.dumps([run.info.run_id for run in trials]).replace(" ", "")
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        with sync_playwright() as playwright:
+            page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
+                viewport={"width": 1700, "height": 1900}
+            )
+            page.add_init_script(
+                """localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
+                localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"""
+            )
+            page.goto(f'{base}/#/compare-runs?runs={ids}&experiments=["{experiment}"]', wait_until="domcontentloaded")
+            page.get_by_text("Run details").first.wait_for(timeout=90_000)
+            page.get_by_text(str(round(trials[0].data.metrics["fd"], 1))[:4]).first.wait_for(timeout=60_000)
+            page.goto(f"{base}/#/models/mar-emoji-32/versions/1", wait_until="domcontentloaded")
+            page.get_by_text("FD (efficientnet-lite0, 24)").first.wait_for(timeout=90_000)
+            page.goto(f"{base}/#/experiments/{experiment}/runs?compareRunsMode=CHART", wait_until="domcontentloaded")
+            page.get_by_text("samples/grid").first.scroll_into_view_if_needed(timeout=90_000)
+            page.locator("img[src*='get-artifact'], img[src^='blob:']").first.wait_for(timeout=60_000)
+            page.screenshot(path=str(tmp_path / "charts.png"))
+    finally:
+        ui.send_signal(signal.SIGTERM)
+        ui.wait(timeout=30)
+    assert not healthy()

@@ -1,0 +1,55 @@
+"""The rules of the house that can be checked by reading the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ROOMS = ("infra", "tokenize_jobs", "train", "evaluate", "tune", "pipeline")
+SOURCES = [path for room in ROOMS for path in sorted((REPOSITORY / room).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_file_is_at_most_300_lines_and_its_functions_at_most_60(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_training_step_is_one_function_of_at_most_30_lines_and_knows_no_ray():
+    text = (REPOSITORY / "train" / "step.py").read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert len(functions) == 1
+    assert functions[0].end_lineno - functions[0].lineno <= 30
+    assert "import ray" not in text
+
+
+def test_no_file_is_a_dumping_ground():
+    assert not {path.stem for path in SOURCES} & {"util", "utils", "misc", "common", "helpers", "base", "core"}
+
+
+def test_readme_and_docs_link_to_files_that_exist():
+    import re
+
+    for document in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_readme_commands_are_known_to_the_command_line():
+    import re
+
+    from pipeline.cli import _COMMANDS
+    from pipeline.recipes import RECIPES
+
+    text = (REPOSITORY / "README.md").read_text()
+    for command, word in re.findall(r"^mar (\w+) ?(\S*)", text, re.M):
+        assert command in _COMMANDS
+        if command in ("run", "status") and not word.startswith("-"):
+            assert word in RECIPES
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", text, re.M):
+        assert f"\n{target}:" in makefile

@@ -1,0 +1,73 @@
+"""The tokenization job on a real Ray cluster: resumed bytes, quarantine, the limit on bad images."""
+
+import hashlib
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.cluster import Compute
+from infra.errors import InputError
+from infra.storage import location
+from tests.tokenize_jobs.test_sources import GOOD, write_tar
+from tokenize_jobs.config import Tokenize, Weights
+from tokenize_jobs.crop import centre_crop, decode
+from tokenize_jobs.job import layout_of, tokenize
+from tokenize_jobs.reader import LatentStore
+from tokenize_jobs.sources import scan
+
+pytestmark = pytest.mark.ray
+WEIGHTS = Weights("pixels", "", "pixels")
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for shard in range(3):
+        samples = [
+            (f"{shard}-{i}.{suffix}", content) for i in range(300) for suffix, content in (("png", GOOD), ("cls", b"1"))
+        ]
+        write_tar(folder / f"s{shard}.tar", [*samples, (f"{shard}-bad.png", b"broken"), (f"{shard}-bad.cls", b"1")])
+    return scan(str(folder), 2)
+
+
+def hashes(store):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+def test_job_interrupted_after_some_shards_ends_with_the_same_bytes(cluster, source, tmp_path):
+    config, store = Tokenize(image_size=16), location(tmp_path / "store")
+    measured = tokenize(config, WEIGHTS, source, store, Compute())
+    assert (measured["images"], measured["quarantined"]) == (900, 3)
+    whole = hashes(store)
+    assert not (store / "staging").exists()
+    for name in ("manifest.json", "quarantine.parquet", "shards/s1.json"):
+        (store / name).unlink()
+    (store / "staging" / "dead").mkdir(parents=True)
+    (store / "staging" / "dead" / "000000-000000.parquet").write_bytes(b"half")
+    tokenize(config, WEIGHTS, source, store, Compute())
+    assert hashes(store) == whole
+
+    expected = centre_crop(decode(GOOD), 16).astype(np.float32) / 127.5 - 1
+    latents = LatentStore(store)
+    plain, flipped = (latents.moments(np.array([5]), np.array([flip]))[0].transpose(1, 2, 0) for flip in (0, 1))
+    np.testing.assert_allclose(plain, expected, atol=1e-3)
+    assert np.array_equal(plain[:, ::-1], flipped)
+    rows = pq.read_table(str(store / "quarantine.parquet")).to_pylist()
+    assert [(row["shard"], row["key"]) for row in rows] == [(f"s{i}", f"{i}-bad") for i in range(3)]
+
+
+def test_job_with_too_many_bad_images_fails_before_publishing(cluster, source, tmp_path):
+    store = location(tmp_path / "store")
+    with pytest.raises(InputError, match=r"3 of 903 images are bad.*s0 0-bad: cannot be decoded"):
+        tokenize(Tokenize(image_size=16, max_bad_fraction=0.001), WEIGHTS, source, store, Compute())
+    assert not (store / "manifest.json").exists()
+
+
+def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
+    from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+
+    SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path)
+    with pytest.raises(InputError, match="nearest sizes are 32 and 36"):
+        layout_of(Weights("fit", str(tmp_path)), 34)
