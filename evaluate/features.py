@@ -35,6 +35,7 @@ class Lite0(FeatureExtractorBase):
         path = feature_extractor_weights_path or str(_lite0_weights())
         self.network = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(requires_grad=False)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network.to(memory_format=torch.channels_last)  # twice as fast on a processor
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -60,7 +61,8 @@ class Lite0(FeatureExtractorBase):
         resized = F.interpolate(
             images.float(), size=(_INPUT, _INPUT), mode="bicubic", antialias=True, align_corners=False
         )
-        hidden = self.network.extract_features((resized.clamp(0, 255) - 127) / 128)
+        scaled = ((resized.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
+        hidden = self.network.extract_features(scaled)
         pooled = hidden.mean((2, 3))
         layers = {"1280": pooled, "logits": self.network._fc(pooled)}
         return tuple(layers[name] for name in self.features_list)
@@ -112,9 +114,9 @@ class Extractor:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return features float64 (N, D) of images uint8 (N, H, W, 3)."""
-        found = []
+        found, batch_size = [], 64 if self.device == "cuda" else 16  # a processor's cache holds few images' layers
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
             found.append(self.network(batch.to(self.device))[0].double().cpu().numpy())

@@ -76,7 +76,7 @@ def connected(compute: Compute) -> Iterator[None]:
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
     options = {"address": address} if address else {
-        "address": "local", "num_cpus": max(os.cpu_count() or 1, compute.workers * compute.cores),
+        "address": "local", "num_cpus": max(os.cpu_count() or 1, 2),  # reading and encoding run side by side
         "include_dashboard": False, "object_store_memory": 512 << 20,
     }  # fmt: skip
     try:

@@ -33,12 +33,12 @@ class Recipe:
 
 
 def emoji_32() -> Recipe:
-    """OpenMoji faces, people and flags at 32 px: the demo, minutes on a laptop's processor.
+    """OpenMoji faces and people at 32 px: the demo, minutes on a laptop's processor.
 
     It shows that the whole pipeline works, not that it generalises: about 100 different faces are seen often
     enough to be partly memorised.
     """
-    model = replace(tiny(), latent_size=8, latent_channels=4, patch_size=2, num_classes=3)
+    model = replace(tiny(), latent_size=8, latent_channels=4, patch_size=2, num_classes=2)
     sampling = Sampling(
         ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=2.5, temperature=0.8
     )
@@ -52,7 +52,7 @@ def emoji_32() -> Recipe:
             ema_decay=0.99, checkpoint_every=100, log_every=10,
         ),
         evaluate=Evaluate(
-            generate=Generate(images=384, sampling=sampling, batch_size=128),
+            generate=Generate(images=640, sampling=sampling, batch_size=128),
             features=Features(name="efficientnet-lite0"),
             reference_images=1024,
         ),

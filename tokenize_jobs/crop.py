@@ -8,7 +8,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SMALLEST_SIDE = 8
 _MOST_PIXELS = 178_956_970  # where Pillow itself calls an image a decompression bomb
@@ -36,6 +36,8 @@ def decode(content: bytes) -> Image.Image:
             rgb = upright.convert("RGB")
     except BadImage:
         raise
+    except UnidentifiedImageError:  # its own text names a memory address, and records must be reproducible
+        raise BadImage("cannot be decoded: not an image") from None
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise anything on damaged bytes
         raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}"[:200]) from None
     if min(rgb.size) < _SMALLEST_SIDE:

@@ -36,7 +36,7 @@ class Emoji:
     """OpenMoji pictures on white."""
 
     kind: Literal["emoji"] = "emoji"
-    classes: tuple[str, ...] = ("face", "person", "flag")
+    classes: tuple[str, ...] = ("face", "person")
     """Among face, person, hand, flag; the position is the label."""
     images_per_class: int = 800
     """Classes with fewer emoji are drawn several times, slightly turned and shifted."""

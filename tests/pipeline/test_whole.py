@@ -75,7 +75,7 @@ def wait_until(reached, seconds, what):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The output root of the tiny recipe, run by `ray job submit` on a cluster of its own."""
-    out, temporary = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("r")
+    out = tmp_path_factory.mktemp("out")
     ray, port, dashboard = Path(sys.executable).parent / "ray", free_port(), free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     head = subprocess.Popen(
@@ -93,15 +93,31 @@ def made(tmp_path_factory):
 
     try:
         wait_until(answers, 90, "the cluster's start")
-        submitted = subprocess.run(
-            [ray, "job", "submit", f"--address={address}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline", "run",
-             "emoji-32", *TINY, "--compute.out", str(out)],
-            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500,
-        )  # fmt: skip
-        failed = subprocess.run(
-            [ray, "job", "submit", f"--address={address}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline", "run", "x"],
-            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+
+        def submit(*words):
+            command = [
+                ray,
+                "job",
+                "submit",
+                f"--address={address}",
+                "--working-dir",
+                ".",
+                "--",
+                sys.executable,
+                "-m",
+                "pipeline",
+            ]
+            for _ in range(30):  # the head answers before its job agent does
+                done = subprocess.run(
+                    [*command, *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
+                )
+                if "No available agent" not in done.stdout + done.stderr:
+                    return done
+                time.sleep(2)
+            return done
+
+        submitted = submit("run", "emoji-32", *TINY, "--compute.out", str(out))
+        failed = submit("run", "x")
     finally:
         for ending in (signal.SIGTERM, signal.SIGKILL):
             if head.poll() is None:
@@ -110,7 +126,6 @@ def made(tmp_path_factory):
                     head.wait(timeout=15)
                 except subprocess.TimeoutExpired:
                     continue
-        shutil.rmtree(temporary, ignore_errors=True)
     assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-2000:]
     assert failed.returncode == 1
     assert "unknown recipe 'x'" in failed.stdout + failed.stderr
