@@ -75,12 +75,15 @@ def wait_until(reached, seconds, what):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The output root of the tiny recipe, run by `ray job submit` on a cluster of its own."""
+    import ray as ray_library
+
+    ray_library.shutdown()  # the session's own cluster has done its tests; two on one host contend for the agent's port
     out = tmp_path_factory.mktemp("out")
     ray, port, dashboard = Path(sys.executable).parent / "ray", free_port(), free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         "--num-cpus=2", "--object-store-memory=300000000", f"--temp-dir=/tmp/mar-{os.getpid()}"],
+         "--num-cpus=2", "--object-store-memory=300000000", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir=/tmp/mar-{os.getpid()}"],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
