@@ -1,5 +1,6 @@
 """Evaluation: generated images against real ones, beside a floor (held-out real) and a ceiling (untrained model)."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from evaluate.grid import grid
 from infra.cluster import Compute, connected
 from infra.console import stage
 from infra.fingerprint import canonical
-from infra.storage import location
+from infra.storage import location, write_atomic
 from tokenize_jobs.crop import BadImage, centre_crop, decode
 from tokenize_jobs.sources import Manifest, read_shard
 from train.checkpoint import read_card, untrained_directory
@@ -130,10 +131,6 @@ def _real(source: Manifest, size: int, limit: int) -> Iterable[np.ndarray]:
 
 
 def _save_sums(path: UPath, sums: FeatureSums) -> None:
-    import io
-
-    from infra.storage import write_atomic
-
     buffer = io.BytesIO()
     np.savez(buffer, count=sums.count, total=sums.total, outer=sums.outer)
     write_atomic(path, buffer.getvalue())

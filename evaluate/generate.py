@@ -3,8 +3,8 @@
 model directory -> images-000000.npy, ... (uint8 (n, H, W, 3)), each written whole; labels follow from the index
 """
 
+import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,8 +111,6 @@ def part_path(out: UPath, span: range) -> UPath:
 
 def write_images(out: UPath, span: range, images: np.ndarray) -> None:
     """Write a range of images, atomically."""
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, images, allow_pickle=False)
     write_atomic(part_path(out, span), buffer.getvalue())
@@ -123,16 +121,3 @@ def read_images(out: UPath) -> Iterator[np.ndarray]:
     for path in sorted(out.glob("images-*.npy"), key=str):
         with path.open("rb") as file:
             yield np.load(file, allow_pickle=False)
-
-
-def write_pngs(out: UPath, folder: Path) -> int:
-    """Write the generated images below `folder` as 0000000.png, ...; returns how many."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for part in read_images(out):
-        for image in part:
-            Image.fromarray(image).save(folder / f"{count:07d}.png")
-            count += 1
-    return count

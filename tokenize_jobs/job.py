@@ -145,12 +145,12 @@ def _run(
             commits.append(_commit.options(num_cpus=0).remote(str(out), name, paths, layout, quarantined))
             ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
             ray.get(ready)
-            progress.update(len(committed_names(arrived, pending)), f", {images} images, {rejected} quarantined")
+            progress.update(len(_committed_names(arrived, pending)), f", {images} images, {rejected} quarantined")
             del arrived[part["shard"]]
     ray.get(commits)
 
 
-def committed_names(arrived: dict[int, Any], pending: list[Shard]) -> list[str]:
+def _committed_names(arrived: dict[int, Any], pending: list[Shard]) -> list[str]:
     """Return the names of pending shards of which no part is outstanding any more."""
     return [shard.name for index, shard in enumerate(pending) if index not in arrived]
 
