@@ -1,18 +1,20 @@
 VENV := .venv
 BIN := $(VENV)/bin
+# uv installs several times faster; pip is there for whoever's index settings only pip knows
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(BIN)/pip install --quiet $(1)
 
-.PHONY: help demo test check unit ui clean
+.PHONY: help demo test check unit bench ui clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/ready: pyproject.toml
 	python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(call install,--editable .)
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(call install,--editable '.[dev]')
 	touch $@
 
 demo: $(VENV)/ready            ## tokenize, train, evaluate, tune and register on real pictures
@@ -31,6 +33,10 @@ unit: $(VENV)/ready-dev        ## tests that need no cluster, under two minutes
 
 test: $(VENV)/ready-dev        ## the whole suite, fast tests first
 	$(BIN)/pytest -m "not gpu"
+
+bench: $(VENV)/ready-dev       ## measured ratios: models against a transcription, latent store against npz and memmap
+	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.latents
 
 clean:           ## remove the environment; artifacts stay
 	rm -rf $(VENV)

@@ -14,7 +14,7 @@ import torch
 from upath import UPath
 
 from evaluate.config import Generate, Sampling
-from evaluate.sampler import ImageNoise, check, sample
+from evaluate.sampler import ImageNoise, Known, check, sample
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.errors import InputError
@@ -45,10 +45,17 @@ class Generator:
         """Return the class of each image: index modulo the number of classes."""
         return torch.tensor([index % self.card.model.num_classes for index in indices])
 
-    def draw(self, labels: torch.Tensor, indices: range, seed: int, sampling: Sampling) -> np.ndarray:
+    def encode(self, image: np.ndarray) -> torch.Tensor:
+        """Return the latents (1, C, h, w), in the model's scale, of an image uint8 (H, W, 3): the posterior's mean."""
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        return self.tokenizer.encode(pixels)[:, : self.tokenizer.channels].float() * self.card.latent_scale
+
+    def draw(
+        self, labels: torch.Tensor, indices: range, seed: int, sampling: Sampling, known: Known | None = None
+    ) -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of these labels; `indices` name the random streams."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            latents = sample(self.model, labels, ImageNoise(seed, indices), sampling)
+            latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)
         # decoding outside autocast: early samples are large, and half precision would make them black
         return to_uint8(self.tokenizer.decode(latents.float() / self.card.latent_scale))
 

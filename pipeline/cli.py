@@ -25,6 +25,7 @@ _USAGE = """usage: mar COMMAND ...
   mar run RECIPE [flags]         every step: pictures, tokenizer, latents, training, evaluation, sweep, registration
   mar tokenize|train|evaluate|tune RECIPE [flags]    the steps up to this one
   mar tokenize --source PATH --tokenizer KIND:PATH --image-size N --out ROOT    latents of your own images
+  mar evaluate MODEL --source PATH --tokenizer KIND:PATH [flags]    an imported model against real images
   mar sample RECIPE|MODEL [flags]    draw images, or edit them, from a trained or imported model
   mar status RECIPE [flags]      what is cached, what is stale and why, what is missing
   mar latents STORE [--verify]   what a latent store holds
@@ -119,6 +120,10 @@ def _run_until(command: str) -> Callable[[list[str]], int]:
             from pipeline.own_images import tokenize_own
 
             return tokenize_own(words)
+        if command == "evaluate" and words and Path(words[0]).is_dir():
+            from pipeline.own_model import evaluate_model
+
+            return evaluate_model(Path(words[0]), words[1:])
         recipe, compute = _recipe_and_compute(command, words)
         from pipeline.run import run as run_recipe
 

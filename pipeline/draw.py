@@ -1,4 +1,4 @@
-"""`mar sample`: draw images of chosen classes from a recipe's checkpoint or from any model directory."""
+"""`mar sample`: draw images of chosen classes, or edit one, with a recipe's checkpoint or any model directory."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +9,27 @@ from PIL import Image
 from evaluate.config import Sampling
 from evaluate.generate import Generator
 from evaluate.grid import grid
+from evaluate.sampler import Known
 from infra.cluster import Compute
 from infra.errors import InputError
 from pipeline.plan import Planner, local_path
 from pipeline.recipes import Recipe
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, Weights
+from tokenize_jobs.crop import BadImage, centre_crop, decode
 from train.checkpoint import is_model_directory
+
+_WHITE = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An image to repaint in part, as another class if wanted: in-painting, out-painting, class-conditional editing."""
+
+    image: str = ""
+    """Image file; it is cropped as for tokenization."""
+    mask: str = ""
+    """Image file of the same shape: white is repainted, black is kept. A token is kept when all of it is black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,8 @@ class Draw:
     """Sample the raw weights instead of the averaged ones."""
     sampling: Sampling = field(default_factory=Sampling)
     """How."""
+    edit: Edit = field(default_factory=Edit)
+    """Repaint a part of an image instead of drawing whole ones."""
     tokenizer: str = ""
     """KIND:PATH of the tokenizer, for a model directory outside a recipe."""
     to: str = "samples"
@@ -51,7 +67,8 @@ def draw(target: str, recipe: Recipe | None, options: Draw) -> str:
     if outside:
         raise InputError(f"--classes {outside[0]}: this model has classes 0 to {count - 1}")
     wanted = torch.tensor(labels).repeat_interleave(options.per_class)
-    images = generator.draw(wanted, range(len(wanted)), options.seed, options.sampling)
+    known = _known(options.edit, generator, len(wanted))
+    images = generator.draw(wanted, range(len(wanted)), options.seed, options.sampling, known)
     folder = Path(options.to)
     folder.mkdir(parents=True, exist_ok=True)
     for index, (image, label) in enumerate(zip(images, wanted.tolist(), strict=True)):
@@ -59,6 +76,37 @@ def draw(target: str, recipe: Recipe | None, options: Draw) -> str:
     shown = [names[label] if label < len(names) else str(label) for label in labels]
     grid(images, shown, options.per_class, max(1, 64 // images.shape[1])).save(folder / "grid.png")
     return f"{len(images)} images and grid.png in {folder}"
+
+
+def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:
+    """Return the tokens that an edit keeps, the same for each of the copies, or None without an edit."""
+    if not edit.image and not edit.mask:
+        return None
+    if not (edit.image and edit.mask):
+        raise InputError("--edit.image and --edit.mask go together: the picture, and what of it to repaint (white)")
+    side = generator.card.model.latent_size * generator.tokenizer.stride
+    image, mask = (_read(path, side) for path in (edit.image, edit.mask))
+    if image.size != mask.size:
+        raise InputError(
+            f"--edit.mask {edit.mask} is {mask.width}x{mask.height} pixels, the image {image.width}x{image.height}: "
+            "both must have the same shape"
+        )
+    tokens = generator.card.model.latent_size // generator.card.model.patch_size
+    repaint = torch.from_numpy(centre_crop(mask, side).max(-1) > _WHITE)
+    keep = ~repaint.unflatten(0, (tokens, -1)).unflatten(2, (tokens, -1)).any(3).any(1)
+    return Known(generator.encode(centre_crop(image, side)).expand(copies, -1, -1, -1), keep.flatten())
+
+
+def _read(path: str, side: int) -> Image.Image:
+    try:
+        image = decode(Path(path).read_bytes())
+    except (OSError, BadImage) as error:
+        raise InputError(f"--edit: {path}: {error}") from None
+    if min(image.size) < side:
+        raise InputError(
+            f"--edit: {path} is {image.width}x{image.height} pixels; this model's images have {side} a side"
+        )
+    return image
 
 
 def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, Weights]:

@@ -57,7 +57,7 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
         with _cluster_if_needed(steps, plan, compute):
             for step in steps:
                 done[step.name] = _make(step, plan)
-                _record(tracker, parent, step, done[step.name].artifact)
+                record_step(tracker, parent, step, done[step.name].artifact)
     except BaseException:
         tracker.finish(parent, failed=True)
         raise
@@ -128,7 +128,7 @@ class _LiveMetrics:
         self.last = time.monotonic()
 
 
-def _record(tracker: "Tracker", parent: str, step: Step, artifact: Artifact) -> None:
+def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact) -> None:
     """Record a step as a child run, from its artifact alone; nothing if it was recorded before."""
     if tracker.is_finished(step.fingerprint, parent):
         return
@@ -200,8 +200,8 @@ def _register(tracker: "Tracker", parent: str, plan: Plan, done: dict[str, Finis
     return measured
 
 
-def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any]) -> None:
-    evaluation, sweep = done["evaluation"].artifact, done["sweep"].artifact
+def say_distances(evaluation: Artifact) -> None:
+    """Print what an evaluation measured, beside its anchors and with its conditions."""
     measured, conditions = evaluation.measured, evaluation.measured["conditions"]
     say()
     rows = [("trained model", measured["fd"]), ("untrained model (ceiling)", measured["fd_untrained"])]
@@ -211,11 +211,17 @@ def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any
     sampling, seed = conditions["sampling"], conditions["seed"]
     steps = f"{sampling['ar_steps']} AR x {sampling['diffusion_steps']['first']} diffusion steps"
     say(
-        f"  {conditions['reference_images']} reference images, {conditions['heldout_images']} held out; EMA weights; "
+        f"  {conditions['reference_images']} reference images, {conditions['heldout_images']} held out; "
+        f"{'EMA' if conditions['ema'] else 'raw'} weights; "
         f"{steps}, CFG {sampling['cfg_scale']} {sampling['cfg_schedule']}, temperature {sampling['temperature']}; "
         f"seed {seed}"
         + ("; fewer images than features: compare within this table only" if conditions["rank_deficient"] else "")
     )
+
+
+def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any]) -> None:
+    evaluation, sweep = done["evaluation"].artifact, done["sweep"].artifact
+    say_distances(evaluation)
     best = sweep.measured["best"]
     say(
         f"  best of {sweep.measured['trials']} trials: {sweep.measured['metric']} {sweep.measured['best_fd']} at "

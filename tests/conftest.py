@@ -1,6 +1,7 @@
 """Fast tests first; one Ray cluster for all that need one."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,15 @@ def mar():
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Return a function that names a port nothing listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find

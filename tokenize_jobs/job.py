@@ -9,6 +9,7 @@ committed shards, which are not read again, and staged parts, which are made ane
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -56,11 +57,11 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
     done = committed(out)
     pending = [shard for shard in source.shards if shard.name not in done]
     stage("tokenize", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
-    staging = out / "staging" / uuid.uuid4().hex[:8]
+    staging, rates = out / "staging" / uuid.uuid4().hex[:8], {}
     try:
         if pending:
             with connected(compute):
-                _run(config, weights, source, pending, layout, staging, out, compute)
+                rates = _run(config, weights, source, pending, layout, staging, out, compute)
         manifest = _publish(config, weights, source, layout, out)
     except OSError as error:
         raise InputError(
@@ -74,6 +75,7 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
         "bytes": manifest["bytes"],
         "latent_scale": manifest["latent_scale"],
         "classes": list(source.classes),
+        **rates,
     }
 
 
@@ -112,8 +114,8 @@ def _run(
     staging: UPath,
     out: UPath,
     compute: Compute,
-) -> None:
-    """Stream the pending shards through the cluster, committing each as its last part arrives."""
+) -> dict[str, float]:
+    """Stream the pending shards through the cluster, committing each as its last part arrives; returns the rates."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
@@ -129,11 +131,12 @@ def _run(
         num_gpus=compute.gpus_per_worker or None,
     )
     arrived: dict[int, list[dict[str, Any]]] = {}
-    progress, images, rejected, commits = Progress("tokenize", len(pending), "shards"), 0, 0, []
+    finished = 0
+    progress, commits, rates = Progress("tokenize", len(pending), "shards"), [], _Rates(compute.encoders)
     for part in parts.iter_rows():
         received = arrived.setdefault(part["shard"], [])
         received.append(part)
-        images, rejected = images + part["rows"], rejected + len(part["rejected_keys"])
+        rates.add(part)
         last = next((p["index"] for p in received if p["last"]), None)
         if last is not None and len(received) == last + 1:
             name = pending[part["shard"]].name
@@ -142,17 +145,47 @@ def _run(
                 pair for p in received for pair in zip(p["rejected_keys"], p["rejected_reasons"], strict=True)
             ]
             paths = [p["path"] for p in received if p["rows"]]
+            finished += 1
             commits.append(_commit.options(num_cpus=0).remote(str(out), name, paths, layout, quarantined))
             ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
             ray.get(ready)
-            progress.update(len(_committed_names(arrived, pending)), f", {images} images, {rejected} quarantined")
             del arrived[part["shard"]]
+        progress.update(finished, rates.line())
     ray.get(commits)
+    return rates.measured()
 
 
-def _committed_names(arrived: dict[int, Any], pending: list[Shard]) -> list[str]:
-    """Return the names of pending shards of which no part is outstanding any more."""
-    return [shard.name for index, shard in enumerate(pending) if index not in arrived]
+class _Rates:
+    """What the progress line says of the encoders: images a second, and the share of the time they encode."""
+
+    def __init__(self, encoders: int) -> None:
+        self.encoders, self.images, self.rejected, self.busy = encoders, 0, 0, 0.0
+        self.since = self.last = 0.0
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Count a part; times are the encoders' own, from the start of the first part on."""
+        self.images, self.rejected = self.images + part["rows"], self.rejected + len(part["rejected_keys"])
+        self.busy += part["stopped"] - part["started"]
+        self.since = min(self.since or part["started"], part["started"])
+        self.last = max(self.last, part["stopped"])
+
+    def measured(self) -> dict[str, float]:
+        """Return images_per_second and encoders_busy, a share, once anything was encoded."""
+        if not self.images:
+            return {}
+        wall = max(self.last - self.since, 1e-9)
+        return {
+            "images_per_second": round(self.images / wall, 2),
+            "encoders_busy": round(self.busy / wall / self.encoders, 3),
+        }
+
+    def line(self) -> str:
+        """Return the text to add to a progress line."""
+        rates = self.measured()
+        encoded = (
+            f", {rates['images_per_second']} images/s, encoders {rates['encoders_busy']:.0%} busy" if rates else ""
+        )
+        return f", {self.images} images{encoded}, {self.rejected} quarantined"
 
 
 class _PartReader:
@@ -220,13 +253,22 @@ class _PartEncoder:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.time()
         keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
         if keys:
             images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
             moments, flipped = self.encoder(images), self.encoder(images, flip=True)
+        stopped = time.time()
+        if keys:
             write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
         kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
-        return {**{name: row[name] for name in kept}, "rows": len(keys), "path": str(path)}
+        return {
+            **{name: row[name] for name in kept},
+            "rows": len(keys),
+            "path": str(path),
+            "started": started,
+            "stopped": stopped,
+        }
 
 
 @ray.remote(max_retries=3)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -59,12 +58,6 @@ TINY = [
 ]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def wait_until(reached, seconds, what):
     deadline = time.monotonic() + seconds
     while not reached():
@@ -73,7 +66,7 @@ def wait_until(reached, seconds, what):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, free_port):
     """The output root of the tiny recipe, run by `ray job submit` on a cluster of its own."""
     import ray as ray_library
 
@@ -284,7 +277,7 @@ def test_interrupt_leaves_finished_steps_cached_and_no_process(tmp_path, mar):
     assert [line.split()[1] for line in told.splitlines()[2:4]] == ["cached", "missing"]
 
 
-def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path):
+def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no browser installed: apt-get install chromium to run this test")

@@ -34,7 +34,7 @@ def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[i
         rows = images[draws.integers(len(images), size=config.batch_size)]
         rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
         batch = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             mean, log_variance = model.moments(batch).float().clamp(-30, 20).chunk(2, 1)
             noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
             decoded = model.images(mean + torch.exp(0.5 * log_variance) * noise).float()

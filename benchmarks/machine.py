@@ -1,0 +1,55 @@
+"""What a measurement stands on: the machine's name, its own matrix-product rate, and interleaved timing."""
+
+import datetime as dt
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def conditions() -> str:
+    """Return one line naming machine, versions and date."""
+    if torch.cuda.is_available():
+        processor = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = f"{os.cpu_count()} cores of {named[0] if named else platform.processor()}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "pyarrow", "numpy"))
+    return f"{processor}; Python {platform.python_version()}, {versions}; {dt.date.today()}"
+
+
+def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """Return the seconds of one call, the mean of `repeats`; waits for the accelerator."""
+    return Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).timeit(repeats).mean
+
+
+def interleaved(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each, measured in turns after one warm-up, so that all see the same machine."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best rate of a square product on this device: the machine's own ceiling."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: left @ right, 4) for _ in range(6))
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of the matrix products and attentions in one call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()

@@ -1,0 +1,226 @@
+"""Training step and sampling of ours against the plain transcription: same output, then the ratio of times.
+
+    python -m benchmarks.models [--quick]
+
+On a GPU it measures the published sizes' batches; on a processor what minutes allow. Prints Markdown.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import transcription
+from benchmarks.machine import conditions, flops, interleaved, matmul_flops_per_second
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.orders import reveal_counts
+from evaluate.sampler import sample
+from infra.console import say
+from train.batches import training_draws
+from train.config import Train
+from train.ema import EMA
+from train.models.autoregressor import Autoregressor, TrainingDraws
+from train.models.build import build_model
+from train.models.config import Model, mar_base, tiny
+from train.models.official import to_official
+from train.models.patchify import patchify, unpatchify
+from train.optimizer import Optimization
+from train.step import training_step
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    model: str
+    batch: int
+    ar_steps: int = 0
+    diffusion: DiffusionSteps = DiffusionSteps()  # noqa: RUF009  frozen
+    cfg_scale: float = 3.0
+    rounds: int = 3
+
+    def title(self) -> str:
+        """Name what is measured."""
+        if not self.ar_steps:
+            return f"{self.model}, training step, batch {self.batch}"
+        first, last = self.diffusion.first, self.diffusion.last
+        steps = f"{first}" if first == last else f"{first}..{last}"
+        return f"{self.model}, sampling ({self.ar_steps}, {steps}) CFG {self.cfg_scale:g}, batch {self.batch}"
+
+
+def models() -> dict[str, Model]:
+    """Return the measured shapes; the transcription knows no dropout."""
+    small = replace(tiny(), latent_size=8, latent_channels=4, patch_size=1, num_classes=10)
+    return {"MAR-B": replace(mar_base(), dropout=0.0), "small": small}
+
+
+def cases(quick: bool) -> list[Case]:  # noqa: FBT001
+    """Return what this machine can measure in minutes."""
+    if DEVICE.type == "cuda":
+        training = [Case("MAR-B", batch) for batch in (64, 128, 256)]
+        annealed = DiffusionSteps(first=50, last=5)
+        settings = [(64, DiffusionSteps()), (64, DiffusionSteps(first=25, last=25)), (32, annealed)]
+        return training + [Case("MAR-B", batch, *setting) for batch in (1, 32, 256) for setting in settings]
+    few = DiffusionSteps(first=25, last=25)
+    small = [
+        Case("small", 64, rounds=5),
+        Case("small", 64, 8, few),
+        Case("small", 1, 8, few),
+        Case("small", 64, 8, few, 1.0),
+    ]
+    return small if quick else [*small, Case("MAR-B", 4), Case("MAR-B", 4, 4, few, rounds=2)]
+
+
+def fresh_model(config: Model) -> Autoregressor:
+    """Return a model whose head is not zero, so that outputs tell something."""
+    torch.manual_seed(0)
+    model = build_model(config).to(DEVICE)
+    for parameter in (model.diffloss.net.modulation.weight, model.diffloss.net.final_linear.weight):
+        nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+class PlainStep:
+    """The transcription's training step, as straightforward code has it."""
+
+    def __init__(self, model: Autoregressor, config: Train) -> None:
+        self.config = config
+        self.model = transcription.Plain(to_official(model.state_dict(), config.model), config.model).to(DEVICE)
+        self.ema = [tensor.detach().clone() for tensor in self.model.tensors]
+        self.adamw = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95))
+
+    def __call__(self, latents: Tensor, labels: Tensor, draws: TrainingDraws, *, bf16: bool) -> Tensor:
+        shape, w = self.config.model, self.model.weights()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            tokens = patchify(latents, shape.patch_size)
+            mask = torch.ones(draws.order.shape, dtype=torch.bool, device=DEVICE)
+            mask.scatter_(1, draws.order[:, : draws.num_visible], value=False)
+            vectors = torch.where(draws.drop_label[:, None], w["fake_latent"], w["class_emb.weight"][labels])
+            z = transcription.conditions(w, shape, tokens, vectors, mask)
+            t, noise = self._everywhere(draws, mask)
+            loss = transcription.diffusion_loss(w, shape, tokens, z, mask, t, noise)
+        self.adamw.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.adamw.step()
+        for average, tensor in zip(self.ema, self.model.tensors, strict=True):
+            average.mul_(self.config.ema_decay).add_(tensor.detach(), alpha=1 - self.config.ema_decay)
+        return loss.detach()
+
+    def _everywhere(self, draws: TrainingDraws, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Spread the masked rows' draws over all rows."""
+        times, channels = len(draws.uniform), draws.noise.shape[-1]
+        t = torch.zeros(times, *mask.shape, dtype=torch.long, device=DEVICE)
+        noise = torch.zeros(times, *mask.shape, channels, device=DEVICE)
+        t[:, mask] = (draws.uniform.flatten(1) * 1000).long()
+        noise[:, mask] = draws.noise.flatten(1, 2)
+        return t, noise
+
+
+def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return our step and the transcription's on the same batch."""
+    shape = models()[case.model]
+    config = Train(model=shape, batch_size=case.batch, lr=1e-6, warmup_steps=0)
+    model = fresh_model(shape)
+    plain = PlainStep(model, config)
+    ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
+    draws = training_draws(shape, 0, 0, range(case.batch)).to(DEVICE)
+    latents = torch.randn(case.batch, shape.latent_channels, shape.latent_size, shape.latent_size, device=DEVICE)
+    labels = torch.arange(case.batch, device=DEVICE) % shape.num_classes
+
+    def ours() -> Tensor:
+        return training_step(
+            model, ema, optimization, latents, labels, draws, patch_size=shape.patch_size, bf16=bf16
+        )["loss"]  # fmt: skip
+
+    return ours, lambda: plain(latents, labels, draws, bf16=bf16)
+
+
+class GivenNoise:
+    """The same draws for both samplers, already on the device."""
+
+    def __init__(self, case: Case, shape: Model) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.orders = torch.stack([torch.randperm(shape.num_tokens, generator=generator) for _ in range(case.batch)])
+        self.counts = reveal_counts("random", shape.num_tokens, case.ar_steps)
+        steps = [case.diffusion.at(step, case.ar_steps) for step in range(case.ar_steps)]
+        shapes = [(t, case.batch, n, shape.token_channels) for t, n in zip(steps, self.counts, strict=True)]
+        self.draws = [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+        self.next = 0
+
+    def order(self, num_tokens: int) -> Tensor:  # noqa: ARG002
+        """Return the orders, from the start again."""
+        self.next = 0
+        return self.orders
+
+    def normal(self, draws: int, rows: int, channels: int) -> Tensor:  # noqa: ARG002
+        """Return the draws of the next step."""
+        self.next += 1
+        return self.draws[self.next - 1]
+
+
+def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return our sampler and the transcription's with the same draws."""
+    shape = models()[case.model]
+    model = fresh_model(shape).eval()
+    weights = {name: tensor.detach() for name, tensor in to_official(model.state_dict(), shape).items()}
+    noise, labels = GivenNoise(case, shape), torch.arange(case.batch, device=DEVICE) % shape.num_classes
+    settings = Sampling(ar_steps=case.ar_steps, diffusion_steps=case.diffusion, cfg_scale=case.cfg_scale)
+    order = noise.orders.to(DEVICE)
+    flat = [draws.flatten(1, 2) for draws in noise.draws]
+
+    def ours() -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            return sample(model, labels, noise, settings)
+
+    def plain() -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            tokens = transcription.sample(weights, shape, labels, order, noise.counts, flat, case.cfg_scale)
+        return unpatchify(tokens, shape.patch_size)
+
+    return ours, plain
+
+
+def row(case: Case, precision: str, ceiling: float) -> str:
+    """Measure one case and return its line of the table."""
+    pair = sampling_pair if case.ar_steps else training_pair
+    ours, plain = pair(case, bf16=precision == "bf16")
+    first, second = ours(), plain()
+    difference = ((first - second).abs().max() / second.abs().max()).item()
+    work = flops(ours), flops(plain)
+    times = interleaved({"ours": ours, "plain": plain}, case.rounds)
+    rate = work[0] / times["ours"]
+    return (
+        f"| {case.title()} | {precision} | {times['plain'] / times['ours']:.2f}x "
+        f"| {work[0] / 1e12:.3f}, transcription {work[1] / 1e12:.3f} "
+        f"| {case.batch / times['ours']:.3g} | {rate / ceiling:.0%} | {difference:.0e} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small models only")
+    quick = parser.parse_args().quick
+    say(f"{conditions()}\n")
+    ceilings = {
+        name: matmul_flops_per_second(dtype, DEVICE)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    say("; ".join(f"matmul {name} {rate / 1e9:.0f} GFLOP/s" for name, rate in ceilings.items()) + "\n")
+    say(
+        "| case | precision | transcription / ours, time | TFLOP | images/s | of the matmul rate | largest difference |"
+    )
+    say("|---|---|---|---|---|---|---|")
+    for case in cases(quick):
+        both = DEVICE.type == "cpu" and case.model == "small"
+        for precision in ("fp32", "bf16") if both else ("bf16",) if DEVICE.type == "cuda" else ("fp32",):
+            say(row(case, precision, ceilings[precision]))
+
+
+if __name__ == "__main__":
+    main()

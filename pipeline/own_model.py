@@ -1,0 +1,92 @@
+"""`mar evaluate MODEL`: measure an imported model, or any model directory, against the user's own images."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from evaluate.config import Evaluate, Subject
+from infra.artifact import Step
+from infra.cluster import Compute, check_tracking, tracking_uri
+from infra.console import say, stage
+from infra.errors import InputError
+from infra.storage import location, require_writable
+from pipeline.run import record_step, say_distances
+from tokenize_jobs import tokenizers
+from tokenize_jobs.config import Weights
+from tokenize_jobs.sources import scan
+from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
+from train.config import Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateModel:
+    """Draw images from a model directory and measure their distance to real ones."""
+
+    source: str
+    """Real images: folder of .tar shards (WebDataset), .parquet files or class folders; local, s3://, gs://, ..."""
+    tokenizer: str
+    """KIND:PATH of the tokenizer the model was trained with, as in kl16:/path/kl16.ckpt."""
+    heldout: str = ""
+    """Images that the model was not trained on: the floor."""
+    name: str = "imported"
+    """Label of the evaluation."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """How it is measured."""
+    compute: Compute = field(default_factory=Compute)
+    """Where it runs."""
+
+
+def evaluate_model(folder: Path, words: list[str]) -> int:
+    """Measure the model, or say that it was measured; the evaluation is recorded in MLflow."""
+    own = tyro.cli(EvaluateModel, prog=f"mar evaluate {folder}", args=words)
+    card, chosen = read_card(folder), tokenizers.parse(own.tokenizer)
+    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    real = scan(own.source, card.model.num_classes)
+    heldout = scan(own.heldout, card.model.num_classes) if own.heldout else None
+    subject = Subject(str(folder), weights, Train(model=card.model), _image_size(card, weights))
+
+    def make(out):  # noqa: ANN001
+        from evaluate.evaluate import evaluate
+
+        return evaluate(own.evaluate, subject, real, heldout, out, own.compute)
+
+    inputs = {
+        "checkpoint": _digest(folder),
+        "images": real.digest[:16],
+        "heldout": heldout.digest[:16] if heldout else "",
+    }
+    step = Step(name="evaluation", label=own.name, config=own.evaluate, inputs=inputs, make=make)
+    root = location(own.compute.out)
+    require_writable(root)
+    uri = tracking_uri(own.compute, root)
+    check_tracking(uri)
+    artifact = step.find(root)
+    stage("evaluation", "cached" if artifact else f"making {step.path(root)}")
+    artifact = artifact or step.build(root)
+    from infra.tracking import Tracker
+
+    tracker = Tracker(uri, root)
+    parent = tracker.open(own.name, step.fingerprint)
+    record_step(tracker, parent, step, artifact)
+    tracker.finish(parent)
+    say_distances(artifact)
+    say(f"samples:    {artifact.path / 'grid.png'}")
+    return 0
+
+
+def _image_size(card: ModelCard, weights: Weights) -> int:
+    return card.model.latent_size * tokenizers.load(weights.kind, weights.path).stride
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of the model's description and weights."""
+    digest = hashlib.sha256()
+    for name in (MODEL, WEIGHTS, EMA_WEIGHTS):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{folder / name}: cannot be read ({error})") from None
+    return digest.hexdigest()[:16]
