@@ -47,7 +47,9 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             start = load_progress(Path(folder), model, ema, optimization)
-    module = DistributedDataParallel(model, [device] if device.type == "cuda" else None) if world > 1 else model
+    module = model
+    if world > 1:
+        module = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
 
     def make(step: int) -> Any:  # noqa: ANN401

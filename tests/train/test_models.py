@@ -17,8 +17,9 @@ from train.batches import training_draws
 from train.models.build import build_model
 from train.models.config import Head, mar_base, mar_huge, mar_large, tiny
 from train.models.diffloss import DiffusionLoss
-from train.models.diffusion import q_sample, training_tables
+from train.models.diffusion import TrainingTables, q_sample, sampling_tables
 from train.models.flow import FlowLoss
+from train.models.head import HeadSampling
 from train.models.masking import cosine_reveal, num_masked
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
 from train.models.patchify import patchify, unpatchify
@@ -73,9 +74,7 @@ def test_q_sample_equals_the_equation_in_float64():
     t = np.array([0, 1, 500, 998, 999])
     x0, noise = np.random.default_rng(0).standard_normal((2, 5, 3))
     expected = np.sqrt(alpha_bar[t])[:, None] * x0 + np.sqrt(1 - alpha_bar[t])[:, None] * noise
-    ours = q_sample(
-        torch.tensor(x0).float(), torch.tensor(noise).float(), torch.tensor(t), training_tables(torch.device("cpu"))
-    )
+    ours = q_sample(torch.tensor(x0).float(), torch.tensor(noise).float(), torch.tensor(t), TrainingTables())
     np.testing.assert_allclose(ours.numpy(), expected, rtol=2e-6, atol=1e-6)
 
 
@@ -358,3 +357,27 @@ def trained_heads():
 def test_schedule_ends_in_noise():
     assert cosine_schedule().alpha_bar[-1].item() == pytest.approx(2.4287669070e-09, rel=1e-9)
     assert Head().batch_mul == 4
+
+
+@pytest.mark.parametrize(("generation", "kind"), [("masked", "diffusion"), ("random-causal", "flow")])
+def test_training_step_compiles_into_one_graph(generation, kind):
+    # fullgraph refuses graph breaks, data-dependent shapes and waits for the host: what CUDA graphs need as well
+    model = randomised(small(generation, kind))
+    draws, tokens, labels = training_draws(model.config, 0, 0, range(4)), torch.randn(4, 16, 3), torch.arange(4)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(tokens, labels, draws).loss, model(tokens, labels, draws).loss)
+
+
+def test_sampling_step_compiles_into_one_graph():
+    model = randomised(small())
+    settings, tables = HeadSampling(steps=5), sampling_tables(5, None, torch.device("cpu"))
+    vectors, order = model.class_vectors(torch.arange(4), 4), torch.stack([torch.randperm(16) for _ in range(4)])
+
+    @torch.no_grad()
+    def step(vectors, order, tokens, noise):
+        condition = model.conditions(model.begin(vectors, order), tokens, 4, 7).flatten(0, 1)
+        return model.diffloss.denoise(condition, noise, settings, tables, condition * 0, 2.0)
+
+    given = vectors, order, torch.randn(4, 16, 3), torch.randn(5, 12, 3)
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(*given), step(*given), rtol=1e-4, atol=1e-4)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from train.models.diffusion import q_sample, row_losses, sampling_tables, training_tables
+from train.models.diffusion import SamplingTables, TrainingTables, q_sample, row_losses, sampling_tables
 from train.models.head import Guidance, HeadSampling, LossTerms
 from train.models.head_mlp import HeadMLP
 from train.models.noise_schedule import TRAIN_TIMESTEPS
@@ -15,6 +15,7 @@ class DiffusionLoss(nn.Module):
         super().__init__()
         self.channels = channels
         self.net = HeadMLP(channels, condition_width, 2 * channels, width, depth)
+        self.tables = TrainingTables()
 
     def loss(self, target: Tensor, condition: Tensor, uniform: Tensor, noise: Tensor) -> LossTerms:
         """Return the loss of tokens target (N, C) given condition (N, D), mean over M draws and N tokens.
@@ -29,12 +30,11 @@ class DiffusionLoss(nn.Module):
         """Return (mse, vb), each (M, N)."""
         draws, rows = uniform.shape
         t = (uniform.reshape(-1) * TRAIN_TIMESTEPS).long()
-        tables = training_tables(target.device)
         x0, noise = target.float().repeat(draws, 1), noise.reshape(draws * rows, -1)
-        x_t = q_sample(x0, noise, t, tables)
+        x_t = q_sample(x0, noise, t, self.tables)
         embedded = self.net.cond_embed(condition).repeat(draws, 1)  # once a token, not once a draw
         output = self.net(x_t, self.net.time_embed(t), embedded)
-        mse, vb = row_losses(output, x0, x_t, noise, t, tables)
+        mse, vb = row_losses(output, x0, x_t, noise, t, self.tables)
         return mse.view(draws, rows), vb.view(draws, rows)
 
     def sample(
@@ -50,6 +50,18 @@ class DiffusionLoss(nn.Module):
         noise (steps, N, C): the initial noise, then that of each step but the last, in order of use.
         """
         tables = sampling_tables(settings.steps, settings.max_timestep, condition.device)
+        return self.denoise(condition, noise, settings, tables, null_condition, cfg_scale)
+
+    def denoise(
+        self,
+        condition: Tensor,
+        noise: Tensor,
+        settings: HeadSampling,
+        tables: SamplingTables,
+        null_condition: Tensor | None,
+        cfg_scale: float,
+    ) -> Tensor:
+        """Do what `sample` does with tables at hand: one graph without a wait for the host, for `torch.compile`."""
         times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
         null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
         guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)

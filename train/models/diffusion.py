@@ -8,17 +8,18 @@ import math
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.models.noise_schedule import NoiseSchedule, cosine_schedule, respaced_schedule
 
 _HALF_BIN = 1 / 255  # of the discretised likelihood at t = 0
 
 
-class TrainingTables:
-    """The tables of the 1000-step process that the loss reads, float32 on one device."""
+class TrainingTables(nn.Module):
+    """The tables of the 1000-step process that the loss reads, float32; they move with the model, and are not saved."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         schedule = cosine_schedule()
         columns = [
             schedule.alpha_bar.sqrt(),
@@ -30,17 +31,11 @@ class TrainingTables:
             schedule.posterior_log_variance,
             schedule.betas.log(),
         ]
-        self._table = torch.stack(columns, 1).float().to(device)
+        self.register_buffer("_table", torch.stack(columns, 1).float(), persistent=False)
 
     def at(self, t: Tensor) -> tuple[Tensor, ...]:
         """Return the eight columns at timesteps t (N,), each (N, 1)."""
         return self._table[t].split(1, dim=1)
-
-
-@lru_cache
-def training_tables(device: torch.device) -> TrainingTables:
-    """Return the training tables on this device; made once."""
-    return TrainingTables(device)
 
 
 def q_sample(x0: Tensor, noise: Tensor, t: Tensor, tables: TrainingTables) -> Tensor:
