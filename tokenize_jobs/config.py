@@ -43,7 +43,7 @@ class FitTokenizer:
 
     kind: Literal["fit"] = "fit"
     stride: int = 4
-    """Pixels a side of the image for one of the latents."""
+    """Pixels a side of the image for one of the latents; even."""
     channels: int = 4
     """Channels of the latents."""
     width: int = 64

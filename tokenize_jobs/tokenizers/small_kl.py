@@ -1,7 +1,7 @@
-"""A small KL autoencoder that works at the latents' resolution, so that a laptop's processor can fit it.
+"""A small KL autoencoder that works at twice the latents' resolution, so that a laptop's processor can fit it.
 
-Pixels are folded into channels (pixel unshuffle), a few residual blocks follow; the decoder mirrors it. Good
-for small pictures; for photos take a pretrained tokenizer.
+Pixels are folded into channels (pixel unshuffle), a few residual blocks follow, and their output is folded once
+more; the decoder mirrors it. Good for small pictures; for photos take a pretrained tokenizer.
 """
 
 import json
@@ -25,6 +25,7 @@ class Shape:
     """Sizes of a small KL autoencoder."""
 
     stride: int
+    """Even."""
     channels: int
     width: int
     depth: int
@@ -41,10 +42,12 @@ class _Residual(nn.Module):
         return h + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(h))))))
 
 
-def _stack(into: int, width: int, depth: int, out: int) -> nn.Sequential:
-    blocks = [_Residual(width) for _ in range(depth)]
-    last = [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]
-    return nn.Sequential(nn.Conv2d(into, width, 3, padding=1), *blocks, *last)
+def _blocks(width: int, depth: int) -> list[nn.Module]:
+    return [*(_Residual(width) for _ in range(depth)), nn.GroupNorm(8, width), nn.SiLU()]
+
+
+def _conv(into: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(into, out, 3, padding=1)
 
 
 class SmallKL(nn.Module):
@@ -55,17 +58,23 @@ class SmallKL(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape, self.stride, self.channels = shape, shape.stride, shape.channels
-        folded = 3 * shape.stride**2
-        self.encoder = _stack(folded, shape.width, shape.depth, 2 * shape.channels)
-        self.decoder = _stack(shape.channels, shape.width, shape.depth, folded)
+        fold, width, depth = shape.stride // 2, shape.width, shape.depth
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(fold), _conv(3 * fold**2, width), *_blocks(width, depth),
+            nn.PixelUnshuffle(2), _conv(4 * width, 2 * shape.channels),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            _conv(shape.channels, 4 * width), nn.PixelShuffle(2),
+            *_blocks(width, depth), _conv(width, 3 * fold**2), nn.PixelShuffle(fold),
+        )  # fmt: skip
 
     def moments(self, images: Tensor) -> Tensor:
         """Return moments (B, 2C, h, w) of images (B, 3, H, W) in [-1, 1], with gradients."""
-        return self.encoder(F.pixel_unshuffle(images, self.stride))
+        return self.encoder(images)
 
     def images(self, latents: Tensor) -> Tensor:
         """Return images in about [-1, 1] of latents (B, C, h, w), with gradients."""
-        return F.pixel_shuffle(self.decoder(latents), self.stride)
+        return self.decoder(latents)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
