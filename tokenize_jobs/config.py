@@ -44,15 +44,15 @@ class FitTokenizer:
     kind: Literal["fit"] = "fit"
     stride: int = 4
     """Pixels a side of the image for one of the latents; even."""
-    channels: int = 4
+    channels: int = 16
     """Channels of the latents."""
-    width: int = 64
+    width: int = 32
     """Channels of the residual blocks."""
-    depth: int = 3
+    depth: int = 2
     """Residual blocks in the encoder, and in the decoder."""
-    kl_weight: float = 2e-3
-    """Weight of the KL divergence to a standard normal."""
-    train_steps: int = 800
+    kl_weight: float = 3e-2
+    """Weight of the KL divergence to a standard normal: more makes a decoder that forgives noisy samples."""
+    train_steps: int = 600
     """Gradient steps."""
     batch_size: int = 64
     """Images in a step."""

@@ -35,10 +35,8 @@ class Optimization:
 
     def __init__(self, model: nn.Module, config: Any) -> None:  # noqa: ANN401  train.trainer.Train, which imports this
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
-        fused = next(model.parameters()).is_cuda
-        self.adamw = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=fused
-        )
+        groups = parameter_groups(model, config.weight_decay)
+        self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

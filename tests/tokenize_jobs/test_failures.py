@@ -21,7 +21,7 @@ from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 REPOSITORY = Path(__file__).parents[2]
-SHARDS, IMAGES = 8, 300
+SHARDS, IMAGES = 6, 100
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def source(tmp_path_factory):
             folder / f"s{shard}.tar",
             [(f"{shard}-{i}.{s}", c) for i, png in enumerate(pictures) for s, c in (("png", png), ("cls", b"0"))],
         )
-    SmallKL(Shape(stride=4, channels=4, width=64, depth=4)).write(folder.parent / "tokenizer")
+    SmallKL(Shape(stride=4, channels=4, width=64, depth=2)).write(folder.parent / "tokenizer")
     return folder
 
 
