@@ -42,7 +42,7 @@ def emoji_32() -> Recipe:
     # of 16 tokens all but two or three would always be masked at the published minimum of 0.7
     model = replace(model, mask_ratio_min=0.3, head=replace(model.head, batch_mul=2))
     sampling = Sampling(
-        ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=2.0, temperature=0.5
+        ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=1.5, temperature=0.5
     )
     return Recipe(
         name="emoji-32",
@@ -50,8 +50,8 @@ def emoji_32() -> Recipe:
         tokenizer=FitTokenizer(),
         tokenize=Tokenize(image_size=32, batch_size=64),
         train=Train(
-            model=model, train_steps=1500, batch_size=32, lr=2e-3, lr_schedule="cosine", warmup_steps=60,
-            ema_decay=0.99, precision="fp32",  # few processors compute in bf16
+            model=model, train_steps=2200, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=100,
+            ema_decay=0.995, precision="fp32",  # few processors compute in bf16
             checkpoint_every=250, log_every=10,
         ),
         evaluate=Evaluate(

@@ -23,7 +23,7 @@ ATTRIBUTION = "Emoji: OpenMoji (openmoji.org), the open-source emoji and icon pr
 _SKIN_TONES = {f"1F3F{digit}" for digit in "BCDEF"}
 _RULES = {
     "face": lambda sub: sub.startswith("face-") and sub != "face-costume",
-    "person": lambda sub: sub in ("person", "person-role", "person-fantasy"),
+    "person": lambda sub: sub in ("person", "person-role"),
     "hand": lambda sub: sub.startswith("hand"),
     "flag": lambda sub: sub == "country-flag",
 }
