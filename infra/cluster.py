@@ -123,6 +123,7 @@ def _check_resources(compute: Compute) -> None:
 
 def _quiet_loggers() -> None:
     """Leave the console to our own lines; Ray keeps its logs in its session folder."""
+    import ray.data  # noqa: F401  sets up its loggers when it is imported: first, so that it is not undone
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -133,6 +133,7 @@ def _run(
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
     progress, commits, rates = Progress("tokenize", len(pending), "shards"), [], _Rates(compute.encoders)
+    progress.update(0)
     for part in parts.iter_rows():
         received = arrived.setdefault(part["shard"], [])
         received.append(part)
