@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 
 from infra.cluster import Compute
 from infra.errors import InputError
@@ -54,6 +55,9 @@ def test_job_interrupted_after_some_shards_ends_with_the_same_bytes(cluster, sou
     plain, flipped = (latents.moments(np.array([5]), np.array([flip]))[0].transpose(1, 2, 0) for flip in (0, 1))
     np.testing.assert_allclose(plain, expected, atol=1e-3)
     assert np.array_equal(plain[:, ::-1], flipped)
+    read = ray.data.read_parquet([str(path) for path in sorted((store / "shards").glob("*.parquet"), key=str)])
+    assert read.count() == 900
+    assert set(read.schema().names) == {"key", "label", "moments", "moments_flip"}
     rows = pq.read_table(str(store / "quarantine.parquet")).to_pylist()
     assert [(row["shard"], row["key"]) for row in rows] == [(f"s{i}", f"{i}-bad") for i in range(3)]
 

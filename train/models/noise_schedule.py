@@ -23,7 +23,7 @@ class NoiseSchedule:
     @property
     def alpha_bar_previous(self) -> Tensor:
         """alpha_bar of the next cleaner step, 1 before the first."""
-        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
     @property
     def betas(self) -> Tensor:
@@ -61,10 +61,9 @@ def cosine_schedule() -> NoiseSchedule:
 
     total = TRAIN_TIMESTEPS
     betas = [min(1 - alpha_bar((i + 1) / total) / alpha_bar(i / total), 0.999) for i in range(total)]
-    return NoiseSchedule(
-        timestep_map=torch.arange(total),
-        alpha_bar=torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0),
-    )
+    with torch.device("cpu"):  # kept for all who ask, also when the first asks while building on another device
+        alpha_bars = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+        return NoiseSchedule(timestep_map=torch.arange(total), alpha_bar=alpha_bars)
 
 
 @lru_cache
@@ -89,5 +88,5 @@ def respaced_schedule(steps: int, max_timestep: int | None = None) -> NoiseSched
         kept = [last]
     if max_timestep is not None:
         kept = sorted({min(step, max_timestep) for step in kept})
-    timesteps = torch.tensor(kept)
+    timesteps = torch.tensor(kept, device="cpu")
     return NoiseSchedule(timestep_map=timesteps, alpha_bar=cosine_schedule().alpha_bar[timesteps])

@@ -1,0 +1,135 @@
+"""What runs on the workers of the tokenization job, and what the driver makes of their times. Needs no Ray.
+
+shard -> parts of up to PART_IMAGES decoded images (PartReader) -> staged moments, names and counts (PartEncoder)
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from infra.storage import location, write_atomic
+from tokenize_jobs.config import Weights
+from tokenize_jobs.crop import BadImage, centre_crop, decode
+from tokenize_jobs.encoder import Encoder
+from tokenize_jobs.latents import Layout, parquet_bytes, to_table
+from tokenize_jobs.sources import Manifest, Shard, read_shard
+
+PART_IMAGES = 256
+
+
+class PartReader:
+    """Reads, decodes and crops one shard; yields its parts as they fill."""
+
+    def __init__(self, source: Manifest, shards: list[Shard], image_size: int) -> None:
+        self.source, self.shards, self.image_size = source, shards, image_size
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        part = _Part(int(row["shard"]), self.image_size)
+        for sample in read_shard(self.source, self.shards[part.shard]):
+            if sample.fault:
+                part.reject(sample.key, sample.fault)
+                continue
+            try:
+                pixels = centre_crop(decode(sample.content), self.image_size)
+            except BadImage as error:
+                part.reject(sample.key, str(error))
+                continue
+            if len(part.keys) == PART_IMAGES:
+                yield part.row(last=False)
+                part = part.next()
+            part.keys.append(sample.key)
+            part.labels.append(sample.label)
+            part.images.append(pixels)
+        yield part.row(last=True)
+
+
+class _Part:
+    def __init__(self, shard: int, size: int, index: int = 0) -> None:
+        self.shard, self.size, self.index = shard, size, index
+        self.keys: list[str] = []
+        self.labels: list[int] = []
+        self.images: list[np.ndarray] = []
+        self.rejected: list[tuple[str, str]] = []
+
+    def reject(self, key: str, reason: str) -> None:
+        self.rejected.append((key, reason))
+
+    def next(self) -> "_Part":
+        return _Part(self.shard, self.size, self.index + 1)
+
+    def row(self, *, last: bool) -> dict[str, Any]:
+        return {
+            "shard": self.shard,
+            "index": self.index,
+            "last": last,
+            "keys": self.keys,
+            "labels": self.labels,
+            "images": b"".join(image.tobytes() for image in self.images),
+            "size": self.size,
+            "rejected_keys": [key for key, _ in self.rejected],
+            "rejected_reasons": [reason for _, reason in self.rejected],
+        }
+
+
+class PartEncoder:
+    """Encodes a part and stages its moments; passes on only names and counts."""
+
+    def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
+        self.encoder, self.layout, self.staging = (
+            Encoder(weights.kind, weights.path, batch_size),
+            layout,
+            location(staging),
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.time()
+        keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
+        if keys:
+            images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
+            moments, flipped = self.encoder(images), self.encoder(images, flip=True)
+        stopped = time.time()
+        if keys:
+            write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
+        kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
+        return {
+            **{name: row[name] for name in kept},
+            "rows": len(keys),
+            "path": str(path),
+            "started": started,
+            "stopped": stopped,
+        }
+
+
+class Rates:
+    """What the progress line says of the encoders: images a second, and the share of the time they encode."""
+
+    def __init__(self, encoders: int) -> None:
+        self.encoders, self.images, self.rejected, self.busy = encoders, 0, 0, 0.0
+        self.since = self.last = 0.0
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Count a part; times are the encoders' own, from the start of the first part on."""
+        self.images, self.rejected = self.images + part["rows"], self.rejected + len(part["rejected_keys"])
+        self.busy += part["stopped"] - part["started"]
+        self.since = min(self.since or part["started"], part["started"])
+        self.last = max(self.last, part["stopped"])
+
+    def measured(self) -> dict[str, float]:
+        """Return images_per_second and encoders_busy, a share, once anything was encoded."""
+        if not self.images:
+            return {}
+        wall = max(self.last - self.since, 1e-9)
+        return {
+            "images_per_second": round(self.images / wall, 2),
+            "encoders_busy": round(self.busy / wall / self.encoders, 3),
+        }
+
+    def line(self) -> str:
+        """Return the text to add to a progress line."""
+        rates = self.measured()
+        encoded = (
+            f", {rates['images_per_second']} images/s, encoders {rates['encoders_busy']:.0%} busy" if rates else ""
+        )
+        return f", {self.images} images{encoded}, {self.rejected} quarantined"
