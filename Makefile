@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 # uv installs several times faster; pip is there for whoever's index settings only pip knows
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(BIN)/pip install --quiet $(1)
 
-.PHONY: help demo test check unit bench ui clean
+.PHONY: help demo test check unit chaos bench ui clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -29,10 +29,13 @@ check: $(VENV)/ready-dev       ## lint, format, layers
 	$(BIN)/lint-imports
 
 unit: $(VENV)/ready-dev        ## tests that need no cluster, under two minutes
-	$(BIN)/pytest -m "not ray and not e2e and not gpu"
+	$(BIN)/pytest -m "not ray and not e2e and not chaos and not gpu"
 
-test: $(VENV)/ready-dev        ## the whole suite, fast tests first
-	$(BIN)/pytest -m "not gpu"
+test: $(VENV)/ready-dev        ## the whole suite but `chaos`, fast tests first
+	$(BIN)/pytest -m "not chaos and not gpu"
+
+chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers while tokenizing; takes ten minutes and more
+	$(BIN)/pytest -m chaos
 
 bench: $(VENV)/ready-dev       ## measured ratios: models against a transcription, latent store against npz and memmap
 	$(BIN)/python -m benchmarks.models

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def pytest_collection_modifyitems(items):
     """Run unit tests, then those on a cluster, then whole recipes, whatever order pytest-randomly chose."""
-    items.sort(key=lambda item: ("ray" in item.keywords) + 2 * ("e2e" in item.keywords))
+    items.sort(key=lambda item: ("ray" in item.keywords) + 2 * bool({"e2e", "chaos"} & set(item.keywords)))
 
 
 @pytest.fixture(scope="session")

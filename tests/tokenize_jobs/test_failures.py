@@ -19,7 +19,7 @@ from PIL import Image
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).parents[2]
 SHARDS, IMAGES = 6, 100
 
