@@ -65,14 +65,14 @@ def cases(quick: bool) -> list[Case]:  # noqa: FBT001
         annealed = DiffusionSteps(first=50, last=5)
         settings = [(64, DiffusionSteps()), (64, DiffusionSteps(first=25, last=25)), (32, annealed)]
         return training + [Case("MAR-B", batch, *setting) for batch in (1, 32, 256) for setting in settings]
-    few = DiffusionSteps(first=25, last=25)
+    few = DiffusionSteps(first=10, last=10)
     small = [
-        Case("small", 64, rounds=5),
-        Case("small", 64, 8, few),
-        Case("small", 1, 8, few),
-        Case("small", 64, 8, few, 1.0),
+        Case("small", 32),
+        Case("small", 16, 4, few),
+        Case("small", 1, 4, few),
+        Case("small", 16, 4, few, 1.0),
     ]
-    return small if quick else [*small, Case("MAR-B", 4), Case("MAR-B", 4, 4, few, rounds=2)]
+    return small if quick else [*small, Case("MAR-B", 2, rounds=1), Case("MAR-B", 2, 4, few, rounds=1)]
 
 
 def fresh_model(config: Model) -> Autoregressor:
