@@ -28,7 +28,7 @@ check: $(VENV)/ready-dev       ## lint, format, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-unit: $(VENV)/ready-dev        ## tests that need no cluster, under two minutes
+unit: $(VENV)/ready-dev        ## tests that need no cluster
 	$(BIN)/pytest -m "not ray and not e2e and not chaos and not gpu"
 
 test: $(VENV)/ready-dev        ## the whole suite but `chaos`, fast tests first

@@ -72,11 +72,16 @@ class Planner:
         return Plan(self.recipe, self.root, self.steps)
 
     def _add(
-        self, name: str, config: object, inputs: Mapping[str, str], make: Callable[[UPath], Mapping[str, Any]]
+        self,
+        name: str,
+        config: object,
+        inputs: Mapping[str, str],
+        make: Callable[[UPath], Mapping[str, Any]],
+        version: int = 1,
     ) -> Step:
         saved = canonical(self.recipe, identity=False)
         self.steps[name] = Step(
-            name=name, label=self.recipe.name, config=config, inputs=inputs, make=make, recipe=saved
+            name=name, label=self.recipe.name, config=config, inputs=inputs, make=make, version=version, recipe=saved
         )
         return self.steps[name]
 
@@ -86,7 +91,7 @@ class Planner:
     def _source(self) -> Source:
         images = self.recipe.images
         if isinstance(images, Emoji):
-            step = self._add("pictures", images, {}, lambda out: draw(images, out))
+            step = self._add("pictures", images, {}, lambda out: draw(images, out), version=2)
             path = self._path("pictures")
             return Source(step.fingerprint, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout")))
         manifest = scan(images.path, images.num_classes)
@@ -111,7 +116,9 @@ class Planner:
 
             return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
 
-        step = self._add("tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make)
+        step = self._add(
+            "tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make, version=2
+        )
         return Weights("fit", str(self._path("tokenizer")), step.fingerprint)
 
     def _latents(self, source: Source, weights: Weights) -> None:
