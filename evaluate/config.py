@@ -101,7 +101,7 @@ class Evaluate:
     features: Features = field(default_factory=Features)
     """The network whose features are compared."""
     reference_images: int = 0
-    """Real training images of the reference, 0 for all."""
+    """Real training images of the reference, evenly from the shards; 0 for all."""
     grid_columns: int = 10
     """Images of each class in the sample grid; classes beyond ten are left out."""
 

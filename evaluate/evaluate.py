@@ -1,29 +1,27 @@
 """Evaluation: generated images against real ones, beside a floor (held-out real) and a ceiling (untrained model)."""
 
 import io
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from upath import UPath
 
-from evaluate.config import Evaluate, Features, Subject, metric_name
-from evaluate.features import Extractor, check_weights, weights_hash
+from evaluate.config import Evaluate, Generate, Subject, metric_name
+from evaluate.features import check_weights, weights_hash
 from evaluate.frechet import FeatureSums, frechet_distance
-from evaluate.generate import Generator, generate, read_images
-from evaluate.grid import grid
-from infra.cluster import Compute, connected
+from evaluate.generate import part_path, read_images
+from evaluate.grid import sample_grid
+from evaluate.measure import Sets, measure
+from evaluate.sampler import check
+from infra.cluster import Compute
 from infra.console import stage
+from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import location, write_atomic
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import Manifest, read_shard
+from tokenize_jobs.sources import Manifest
 from train.checkpoint import read_card, untrained_directory
-
-_BATCH = 256
 
 
 def evaluate(
@@ -31,43 +29,41 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the model against the training images; leaves images, the sample grid and the sums in `out`.
 
-    Raises InputError when the extractor's weights are missing or the model cannot be sampled.
+    Raises InputError when the extractor's weights are missing, the model cannot be sampled with these settings, or
+    its latents are another tokenizer's.
     """
     check_weights(config.features)
-    count, model = config.generate.images, location(subject.model)
-    with connected(compute):
-        generate(config.generate, model, subject.weights, out / "samples", compute, "evaluate")
-        ceiling = untrained_directory(read_card(model), subject.train, out / "untrained")
-        generate(config.generate, ceiling, subject.weights, out / "untrained-samples", compute, "untrained")
-        jobs = {
-            "reference": _sums.options(num_cpus=compute.cores).remote(
-                config.features, compute.cores, real, subject.image_size, config.reference_images
-            ),
-            "samples": _sums.options(num_cpus=compute.cores).remote(
-                config.features, compute.cores, str(out / "samples"), 0, 0
-            ),
-            "untrained": _sums.options(num_cpus=compute.cores).remote(
-                config.features, compute.cores, str(out / "untrained-samples"), 0, 0
-            ),
-        }
-        if heldout is not None:
-            jobs["heldout"] = _sums.options(num_cpus=compute.cores).remote(
-                config.features, compute.cores, heldout, subject.image_size, config.reference_images
-            )
-        sums: dict[str, FeatureSums] = {}
-        for name, job in jobs.items():
-            sums[name] = ray.get(job)
-            stage("evaluate", f"{config.features.name} features of {sums[name].count} {name} images")
+    model, count, weights = location(subject.model), config.generate.images, subject.weights
+    card = read_card(model)
+    if card.tokenizer_hash != weights.hash:
+        raise InputError(
+            f"tokenizer {weights.kind} {weights.hash} is not the one of {model}: it was trained on latents of "
+            f"{card.tokenizer_kind} {card.tokenizer_hash}"
+        )
+    check(card.model, config.generate.sampling, torch.arange(card.model.num_classes))
+    ceiling = untrained_directory(card, subject.train, out / "untrained-model")
+    sums = measure(
+        Sets(
+            models={"samples": subject.model, "untrained": str(ceiling)},
+            real={"reference": real, **({} if heldout is None else {"heldout": heldout})},
+            weights=weights, generate=config.generate, features=config.features, image_size=subject.image_size,
+            most_real=config.reference_images, out=str(out),
+        ),
+        compute,
+    )  # fmt: skip
     _save_sums(out / "reference.npz", sums["reference"])
     stage("evaluate", "Fréchet distances")
     measured = {
-        "fd": frechet_distance(sums["samples"], sums["reference"]),
-        "fd_untrained": frechet_distance(sums["untrained"], sums["reference"]),
-        **({"fd_heldout": frechet_distance(sums["heldout"], sums["reference"])} if heldout is not None else {}),
+        f"fd{suffix}": round(frechet_distance(sums[name], sums["reference"]), 4)
+        for name, suffix in (("samples", ""), ("untrained", "_untrained"), ("heldout", "_heldout"))
+        if name in sums
     }
-    draw_grid(config, subject, Path(str(out)) / "grid.png")
+    picture = sample_grid(
+        lambda index: _sample(config.generate, out / "samples", index), count, card.classes, config.grid_columns
+    )
+    picture.save(Path(str(out)) / "grid.png")
     return {
-        **{name: round(value, 4) for name, value in measured.items()},
+        **measured,
         "metric": metric_name(config.features, count),
         "conditions": {
             "features": config.features.name,
@@ -75,7 +71,7 @@ def evaluate(
             "extractor_weights": weights_hash(config.features),
             "images": count,
             "reference_images": sums["reference"].count,
-            "heldout_images": sums["heldout"].count if heldout is not None else 0,
+            "heldout_images": sums["heldout"].count if "heldout" in sums else 0,
             "reference_digest": real.digest[:16],
             "rank_deficient": min(count, sums["reference"].count) <= int(config.features.layer),
             "sampling": canonical(config.generate.sampling),
@@ -86,48 +82,10 @@ def evaluate(
     }
 
 
-def draw_grid(config: Evaluate, subject: Subject, path: Path) -> None:
-    """Write the sample grid: the first classes, the same seeds for every model."""
-    generator = Generator(subject.model, subject.weights, use_ema=config.generate.use_ema)
-    classes = list(generator.card.classes[:10])
-    indices = range(len(classes) * config.grid_columns)
-    labels = torch.arange(len(classes)).repeat_interleave(config.grid_columns)
-    images = generator.draw(labels, indices, config.generate.seed, config.generate.sampling)
-    grid(images, classes, config.grid_columns, max(1, 64 // subject.image_size)).save(path)
-
-
-@ray.remote(num_cpus=1)
-def _sums(features: Features, cores: int, images: Manifest | str, size: int, limit: int) -> FeatureSums:
-    """Return the feature sums of generated images (a directory) or of the first `limit` real ones (a source)."""
-    torch.set_num_threads(cores)
-    extractor = Extractor(features)
-    batches = read_images(location(images)) if isinstance(images, str) else _real(images, size, limit)
-    total: FeatureSums | None = None
-    for batch in batches:
-        part = FeatureSums.of(extractor(batch))
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _real(source: Manifest, size: int, limit: int) -> Iterable[np.ndarray]:
-    """Yield real images uint8 (n, size, size, 3), cropped as for tokenization."""
-    batch: list[np.ndarray] = []
-    seen = 0
-    for shard in source.shards:
-        for sample in read_shard(source, shard):
-            if sample.fault or (limit and seen >= limit):
-                continue
-            try:
-                batch.append(centre_crop(decode(sample.content), size))
-            except BadImage:
-                continue
-            seen += 1
-            if len(batch) == _BATCH:
-                yield np.stack(batch)
-                batch = []
-    if batch:
-        yield np.stack(batch)
+def _sample(config: Generate, folder: UPath, index: int) -> np.ndarray:
+    """Return generated image `index`, uint8 (H, W, 3)."""
+    start = index // config.batch_size * config.batch_size
+    return read_images(part_path(folder, range(start, min(start + config.batch_size, config.images))))[index - start]
 
 
 def _save_sums(path: UPath, sums: FeatureSums) -> None:

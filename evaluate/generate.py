@@ -1,23 +1,16 @@
-"""Draws many images from a model over the cluster, in ranges that are made once and survive a kill.
+"""Draws images from a model directory, in ranges of their index.
 
-model directory -> images-000000.npy, ... (uint8 (n, H, W, 3)), each written whole; labels follow from the index
+model directory -> images-0000000-0000064.npy, ... (uint8 (n, H, W, 3)), each written whole; labels follow from index
 """
 
 import io
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 import torch
 from upath import UPath
 
-from evaluate.config import Generate, Sampling
-from evaluate.sampler import ImageNoise, Known, check, sample
-from infra.cluster import Compute, connected
-from infra.console import Progress
-from infra.errors import InputError
+from evaluate.config import Sampling
+from evaluate.sampler import ImageNoise, Known, sample
 from infra.storage import location, write_atomic
 from tokenize_jobs.config import Weights
 from tokenize_jobs.tokenizers import load
@@ -60,71 +53,19 @@ class Generator:
         return to_uint8(self.tokenizer.decode(latents.float() / self.card.latent_scale))
 
 
-def generate(
-    config: Generate, model: UPath, weights: Weights, out: UPath, compute: Compute, name: str = "generate"
-) -> dict[str, Any]:
-    """Draw `config.images` images below `out`; ranges that exist are not drawn again.
-
-    Raises InputError when the model cannot be sampled with these settings.
-    """
-    card = read_card(model)
-    if card.tokenizer_hash != weights.hash:
-        raise InputError(
-            f"tokenizer {weights.kind} {weights.hash} is not the one of {model}: it was trained on latents of "
-            f"{card.tokenizer_kind} {card.tokenizer_hash}"
-        )
-    check(card.model, config.sampling, torch.arange(card.model.num_classes))
-    ranges = [
-        range(start, min(start + config.batch_size, config.images))
-        for start in range(0, config.images, config.batch_size)
-    ]
-    pending = [span for span in ranges if not part_path(out, span).exists()]
-    progress, done = Progress(name, config.images, "images"), config.images - sum(map(len, pending))
-    progress.update(done)
-    if pending:
-        with connected(compute):
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            rows = ray.data.from_items(
-                [{"start": s.start, "stop": s.stop} for s in pending], override_num_blocks=len(pending)
-            )
-            drawn = rows.map(
-                _RangeGenerator,
-                fn_constructor_args=(str(model), weights, config, str(out), compute.cores),
-                compute=ray.data.ActorPoolStrategy(size=compute.workers),
-                num_cpus=compute.cores, num_gpus=compute.gpus_per_worker or None,
-            )  # fmt: skip
-            for row in drawn.iter_rows():
-                done += row["stop"] - row["start"]
-                progress.update(done)
-    return {"images": config.images}
-
-
-class _RangeGenerator:
-    def __init__(self, model: str, weights: Weights, config: Generate, out: str, cores: int) -> None:
-        self.generator = Generator(model, weights, use_ema=config.use_ema, cores=cores)
-        self.config, self.out = config, location(out)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        span = range(int(row["start"]), int(row["stop"]))
-        images = self.generator.draw(self.generator.labels(span), span, self.config.seed, self.config.sampling)
-        write_images(self.out, span, images)
-        return row
-
-
 def part_path(out: UPath, span: range) -> UPath:
     """Return the file of a range of image indices."""
     return out / f"images-{span.start:07d}-{span.stop:07d}.npy"
 
 
-def write_images(out: UPath, span: range, images: np.ndarray) -> None:
+def write_images(path: UPath, images: np.ndarray) -> None:
     """Write a range of images, atomically."""
     buffer = io.BytesIO()
     np.save(buffer, images, allow_pickle=False)
-    write_atomic(part_path(out, span), buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
-def read_images(out: UPath) -> Iterator[np.ndarray]:
-    """Yield the generated images uint8 (n, H, W, 3), in the order of their index."""
-    for path in sorted(out.glob("images-*.npy"), key=str):
-        with path.open("rb") as file:
-            yield np.load(file, allow_pickle=False)
+def read_images(path: UPath) -> np.ndarray:
+    """Read one range of generated images uint8 (n, H, W, 3)."""
+    with path.open("rb") as file:
+        return np.load(file, allow_pickle=False)

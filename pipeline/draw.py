@@ -8,7 +8,7 @@ from PIL import Image
 
 from evaluate.config import Sampling
 from evaluate.generate import Generator
-from evaluate.grid import grid
+from evaluate.grid import sample_grid
 from evaluate.sampler import Known
 from infra.cluster import Compute
 from infra.errors import InputError
@@ -74,7 +74,11 @@ def draw(target: str, recipe: Recipe | None, options: Draw) -> str:
     for index, (image, label) in enumerate(zip(images, wanted.tolist(), strict=True)):
         Image.fromarray(image).save(folder / f"{index:06d}-class{label}.png")
     shown = [names[label] if label < len(names) else str(label) for label in labels]
-    grid(images, shown, options.per_class, max(1, 64 // images.shape[1])).save(folder / "grid.png")
+    rows = images.reshape(len(labels), options.per_class, *images.shape[1:])
+    picture = sample_grid(
+        lambda index: rows[index % len(rows), index // len(rows)], len(images), shown, options.per_class
+    )
+    picture.save(folder / "grid.png")
     return f"{len(images)} images and grid.png in {folder}"
 
 

@@ -1,11 +1,15 @@
 """Walks a plan: finished steps are cached, the others are made; each is recorded in MLflow from its artifact."""
 
 import contextlib
+import importlib
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from upath import UPath
 
 from infra.artifact import Artifact, Step, load
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
@@ -47,25 +51,31 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
         _summary(plan, done, record.measured)
         return done
     check_tracking(uri)
-    from infra.tracking import Tracker  # MLflow takes seconds to import: not for a run that is cached
+    # MLflow takes seconds to import, and so does a cluster to start: side by side
+    threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
+    with _cluster_if_needed(steps, plan, compute):
+        return _run(plan, steps, uri, live, published if registering else None)
+
+
+def _run(plan: Plan, steps: list[Step], uri: str, live: "_LiveMetrics", published: UPath | None) -> dict[str, Finished]:
+    """Make, record and, if there is a place for the record of it, register."""
+    from infra.tracking import Tracker
 
     tracker = Tracker(uri, plan.root)
-    parent = tracker.open(recipe.name, fingerprint([step.fingerprint for step in plan.steps.values()]))
+    parent = tracker.open(plan.recipe.name, fingerprint([step.fingerprint for step in plan.steps.values()]))
     live.follow(tracker, parent, plan)
     done: dict[str, Finished] = {}
     try:
-        with _cluster_if_needed(steps, plan, compute):
-            for step in steps:
-                done[step.name] = _make(step, plan)
-                record_step(tracker, parent, step, done[step.name].artifact)
+        for step in steps:
+            done[step.name] = _make(step, plan)
+            record_step(tracker, parent, step, done[step.name].artifact)
+        measured = None if published is None else _register(tracker, parent, plan, done, published)
     except BaseException:
         tracker.finish(parent, failed=True)
         raise
-    if not registering:
-        tracker.finish(parent)
-        return done
-    measured = _register(tracker, parent, plan, done, published)
-    _summary(plan, done, measured)
+    tracker.finish(parent)
+    if measured is not None:
+        _summary(plan, done, measured)
     return done
 
 
@@ -177,24 +187,21 @@ def _record_trials(tracker: "Tracker", sweep_run: str, artifact: Artifact) -> No
         tracker.finish(trial)
 
 
-def _published_path(plan: Plan, uri: str) -> Any:  # noqa: ANN401
+def _published_path(plan: Plan, uri: str) -> UPath:
     """Return where the record of registering is: being registered in one MLflow store says nothing of another."""
     identity = fingerprint([plan.steps["sweep"].fingerprint, uri])
     return plan.root / "artifacts" / "registration" / plan.recipe.name / identity
 
 
-def _register(tracker: "Tracker", parent: str, plan: Plan, done: dict[str, Finished], published: Any) -> dict[str, Any]:  # noqa: ANN401
+def _register(
+    tracker: "Tracker", parent: str, plan: Plan, done: dict[str, Finished], published: UPath
+) -> dict[str, Any]:
     from pipeline.registry import register
 
     start = time.monotonic()
-    try:
-        tracker.params(parent, {"recipe": done["checkpoint"].artifact.record["recipe"]})
-        measured = register(tracker, parent, plan)
-        seconds = round(time.monotonic() - start, 2)
-    except BaseException:
-        tracker.finish(parent, failed=True)
-        raise
-    tracker.finish(parent)
+    tracker.params(parent, {"recipe": done["checkpoint"].artifact.record["recipe"]})
+    measured = register(tracker, parent, plan)
+    seconds = round(time.monotonic() - start, 2)
     stage("registration", f"done in {seconds} s: {_headline(measured)}")
     write_json(published / "artifact.json", {"fingerprint": published.name, "measured": measured, "seconds": seconds})
     return measured

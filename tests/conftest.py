@@ -1,5 +1,7 @@
 """Fast tests first; one Ray cluster for all that need one."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -41,6 +43,20 @@ def mar():
             [sys.executable, "-m", "pipeline", *words],
             cwd=REPOSITORY, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mar_here():
+    """Run a command line that starts no cluster in this process, which has everything imported; returns what `mar` does."""
+    from pipeline.cli import main
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = main(words)
+        return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
     return run
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from infra.seeding import stream
 from tokenize_jobs.reader import LatentStore
+from train.config import Train
 from train.models.autoregressor import TrainingDraws
 from train.models.config import Model
 from train.models.masking import num_masked
@@ -55,16 +56,13 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     )
 
 
-def step_input(
-    store: LatentStore, model: Model, seed: int, step: int, batch_size: int, rank: int, world: int
-) -> StepInput:
+def step_input(store: LatentStore, config: Train, step: int, rank: int = 0, world: int = 1) -> StepInput:
     """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
-    share = batch_size // world
+    share, first = config.batch_size // world, step * config.batch_size
     rows = range(rank * share, (rank + 1) * share)
-    batch = store.batch(seed, range(step * batch_size + rows.start, step * batch_size + rows.stop))
-    return StepInput(
-        torch.from_numpy(batch.latents), torch.from_numpy(batch.labels), training_draws(model, seed, step, rows)
-    )
+    batch = store.batch(config.seed, range(first + rows.start, first + rows.stop))
+    draws = training_draws(config.model, config.seed, step, rows)
+    return StepInput(torch.from_numpy(batch.latents), torch.from_numpy(batch.labels), draws)
 
 
 def one_ahead(make: Callable[[int], StepInput], steps: range) -> Iterator[tuple[int, StepInput]]:

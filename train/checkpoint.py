@@ -97,13 +97,14 @@ def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimi
     torch.save(state, folder / OPTIMIZER)
 
 
-def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
+def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization | None = None) -> int:
     """Go on from what `save_progress` wrote; returns the number of steps done."""
     state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
-    optimization.load_state_dict(state["optimization"])
-    return optimization.step_number
+    if optimization is not None:
+        optimization.load_state_dict(state["optimization"])
+    return state["optimization"]["step"]
 
 
 def is_model_directory(folder: UPath | Path) -> bool:

@@ -53,7 +53,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
 
     def make(step: int) -> Any:  # noqa: ANN401
-        return step_input(store, config.model, config.seed, step, config.batch_size, rank, world)
+        return step_input(store, config, step, rank, world)
 
     try:
         for step, inputs in one_ahead(make, range(start, config.train_steps)):

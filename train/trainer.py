@@ -17,7 +17,6 @@ from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA
 from train.loop import TrainJob, train_worker
-from train.optimizer import Optimization
 
 RUN = "ray_train"
 
@@ -63,8 +62,8 @@ def train(
         raise RuntimeError(f"training failed: {result.error}")
     with result.checkpoint.as_directory() as folder:
         model = new_model(config)
-        ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
-        steps = load_progress(Path(folder), model, ema, optimization)
+        ema = EMA(model, config.ema_decay)
+        steps = load_progress(Path(folder), model, ema)
     card = ModelCard(
         model=config.model, latent_scale=manifest["latent_scale"], classes=classes,
         tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-from PIL import Image
 from upath import UPath
 
 from evaluate.config import Features, Sampling, Subject, metric_name
@@ -16,7 +15,7 @@ from evaluate.evaluate import read_sums
 from evaluate.features import Extractor
 from evaluate.frechet import FeatureSums, frechet_distance
 from evaluate.generate import Generator
-from evaluate.grid import grid
+from evaluate.grid import sample_grid
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.fingerprint import canonical, fingerprint
@@ -120,23 +119,10 @@ def _trial(config: dict[str, Any], trials: Trials) -> None:
     label = f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR steps"
     path = trial_path(location(trials.out), sampling, trials.sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _picture(first, generator).save(Path(str(path)).with_suffix(".png"))
+    picture = sample_grid(first.__getitem__, len(first), generator.card.classes)
+    picture.save(Path(str(path)).with_suffix(".png"))
     write_json(path, result)
     ray.tune.report({**result, "label": label})
-
-
-def _picture(images: list[Any], generator: Generator) -> Image.Image:
-    """Return the first images of a trial, one row a class."""
-    import numpy as np
-
-    classes = list(generator.card.classes[:10])
-    columns = max(1, min(10, len(images) // generator.card.model.num_classes))
-    rows = [
-        images[label + column * generator.card.model.num_classes]
-        for label in range(len(classes))
-        for column in range(columns)
-    ]
-    return grid(np.stack(rows), classes, columns, max(1, 64 // images[0].shape[0]))
 
 
 @lru_cache(maxsize=1)

@@ -41,19 +41,19 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(published, mar):
+def model(published, mar_here):
     folder, _ = published
     tokenizer = f"kl16:{folder / 'kl16.ckpt'}"
-    done = mar("import", str(folder / "mar.pth"), "--tokenizer", tokenizer, "--out", str(folder / "model"))
+    done = mar_here("import", str(folder / "mar.pth"), "--tokenizer", tokenizer, "--out", str(folder / "model"))
     assert done.returncode == 0, done.stderr
     assert "head 2 x 48, 16 tokens of 16, 3 classes" in done.stdout
     return folder / "model", tokenizer
 
 
-def test_imported_model_is_sampled_and_exported_unchanged(published, model, mar, tmp_path):
+def test_imported_model_is_sampled_and_exported_unchanged(published, model, mar_here, tmp_path):
     _, official = published
     directory, tokenizer = model
-    done = mar(
+    done = mar_here(
         "sample",
         str(directory),
         "--tokenizer",
@@ -67,14 +67,14 @@ def test_imported_model_is_sampled_and_exported_unchanged(published, model, mar,
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*-class*.png"))) == 6
     assert np.asarray(Image.open(tmp_path / "000000-class0.png")).shape == (64, 64, 3)
-    done = mar("export", str(directory), str(tmp_path / "again.safetensors"))
+    done = mar_here("export", str(directory), str(tmp_path / "again.safetensors"))
     assert done.returncode == 0, done.stderr
     exported = load_file(tmp_path / "again.safetensors")
     assert exported.keys() == official.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in official.items())
 
 
-def test_image_is_edited_where_the_mask_is_white(model, mar, tmp_path):
+def test_image_is_edited_where_the_mask_is_white(model, mar_here, tmp_path):
     directory, tokenizer = model
     picture, mask = np.random.default_rng(0).integers(0, 256, (70, 64, 3), dtype=np.uint8), np.zeros((70, 64), np.uint8)
     mask[:, 40:] = 255  # two of the four columns of tokens, touched in part or whole
@@ -92,24 +92,24 @@ def test_image_is_edited_where_the_mask_is_white(model, mar, tmp_path):
         "1",
         *steps("sampling"),
     )
-    done = mar(*common, *edit, "--to", str(tmp_path / "edited"))
+    done = mar_here(*common, *edit, "--to", str(tmp_path / "edited"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "edited" / "000000-class1.png").exists()
 
     Image.fromarray(np.zeros((70, 64), np.uint8)).save(tmp_path / "mask.png")
-    done = mar(*common, *edit, "--to", str(tmp_path / "none"))
+    done = mar_here(*common, *edit, "--to", str(tmp_path / "none"))
     assert done.returncode == 2
     assert "keeps every token" in done.stderr
     Image.fromarray(mask[:64]).save(tmp_path / "mask.png")
-    done = mar(*common, *edit, "--to", str(tmp_path / "none"))
+    done = mar_here(*common, *edit, "--to", str(tmp_path / "none"))
     assert done.returncode == 2
     assert "mask.png is 64x64 pixels, the image 64x70" in done.stderr
-    done = mar(*common, *edit[:2], "--to", str(tmp_path / "none"))
+    done = mar_here(*common, *edit[:2], "--to", str(tmp_path / "none"))
     assert done.returncode == 2
     assert "go together" in done.stderr
 
 
-def test_imported_model_is_evaluated_and_recorded(model, mar, tmp_path):
+def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path):
     directory, tokenizer = model
     real = tmp_path / "real"
     real.mkdir()
@@ -142,5 +142,5 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, tmp_path):
     fds = [run.data.metrics["fd"] for run in client.search_runs([experiment.experiment_id]) if "fd" in run.data.metrics]
     assert fds
     assert set(fds) == {measured["fd"]}
-    again = mar(*words)
+    again = mar_here(*words)
     assert "cached" in again.stdout, again.stderr

@@ -12,116 +12,67 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-REPOSITORY = Path(__file__).parents[2]
-TINY = [
-    "--images.classes",
-    "face",
-    "flag",
-    "--train.model.num-classes",
-    "2",
-    "--tokenizer.train-steps",
-    "20",
-    "--tokenizer.width",
-    "16",
-    "--train.model.encoder-width",
-    "32",
-    "--train.model.decoder-width",
-    "32",
-    "--train.model.head.width",
-    "32",
-    "--train.train-steps",
-    "12",
-    "--train.batch-size",
-    "16",
-    "--train.checkpoint-every",
-    "4",
-    "--train.log-every",
-    "2",
-    "--evaluate.generate.images",
-    "24",
-    "--evaluate.reference-images",
-    "40",
-    "--evaluate.generate.sampling.diffusion-steps.first",
-    "5",
-    "--evaluate.generate.sampling.diffusion-steps.last",
-    "5",
-    "--tune.temperature",
-    "1.0",
-    "--tune.cfg-scale",
-    "1.0",
-    "2.0",
-    "--tune.ar-steps",
-    "2",
-    "--tune.images",
-    "16",
-]
-
-
-def wait_until(reached, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.2)
+RAY = Path(sys.executable).parent / "ray"
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, free_port):
-    """The output root of the tiny recipe, run by `ray job submit` on a cluster of its own."""
-    import ray as ray_library
+def head(free_port):
+    """A cluster started with `ray start --head`; yields its address and that of its jobs' server."""
+    import ray
 
-    ray_library.shutdown()  # the session's own cluster has done its tests; two on one host contend for the agent's port
-    out = tmp_path_factory.mktemp("out")
-    ray, port, dashboard = Path(sys.executable).parent / "ray", free_port(), free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+    ray.shutdown()  # the session's own cluster has done its tests; two on one host contend for the agent's port
+    port, dashboard = free_port(), free_port()
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          "--num-cpus=2", "--object-store-memory=300000000", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir=/tmp/mar-{os.getpid()}"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
+        env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
+    jobs = f"http://127.0.0.1:{dashboard}"
 
     def answers():
         try:
-            return urllib.request.urlopen(f"{address}/api/version", timeout=2).status == 200
+            return urllib.request.urlopen(f"{jobs}/api/version", timeout=2).status == 200
         except OSError:
             return False
 
     try:
         wait_until(answers, 90, "the cluster's start")
-
-        def submit(*words):
-            command = [
-                ray,
-                "job",
-                "submit",
-                f"--address={address}",
-                "--working-dir",
-                ".",
-                "--",
-                sys.executable,
-                "-m",
-                "pipeline",
-            ]
-            for _ in range(30):  # the head answers before its job agent does
-                done = subprocess.run(
-                    [*command, *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
-                )
-                if "No available agent" not in done.stdout + done.stderr:
-                    return done
-                time.sleep(2)
-            return done
-
-        submitted = submit("run", "emoji-32", *TINY, "--compute.out", str(out))
-        failed = submit("run", "x")
+        yield f"127.0.0.1:{port}", jobs
     finally:
         for ending in (signal.SIGTERM, signal.SIGKILL):
-            if head.poll() is None:
-                os.killpg(head.pid, ending)
+            if process.poll() is None:
+                os.killpg(process.pid, ending)
                 try:
-                    head.wait(timeout=15)
+                    process.wait(timeout=15)
                 except subprocess.TimeoutExpired:
                     continue
+
+
+@pytest.fixture(scope="module")
+def made(head, tmp_path_factory):
+    """The output root of the tiny recipe, run by `ray job submit`, and what the job printed."""
+    out = tmp_path_factory.mktemp("out")
+
+    def submit(*words):
+        command = [
+            RAY, "job", "submit", f"--address={head[1]}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline",
+        ]  # fmt: skip
+        for _ in range(30):  # the head answers before its job agent does
+            done = subprocess.run(
+                [*command, *words], cwd=REPOSITORY, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
+                timeout=500,
+            )  # fmt: skip
+            if "No available agent" not in done.stdout + done.stderr:
+                return done
+            time.sleep(2)
+        return done
+
+    submitted = submit("run", "emoji-32", *TINY, "--compute.out", str(out))
+    failed = submit("run", "x")
     assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-2000:]
     assert failed.returncode == 1
     assert "unknown recipe 'x'" in failed.stdout + failed.stderr
@@ -146,35 +97,35 @@ def test_second_run_does_no_work(made, mar):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_status_explains_what_an_override_makes_stale(made, mar):
+def test_status_explains_what_an_override_makes_stale(made, mar_here):
     out, _ = made
-    told = mar("status", "emoji-32", *TINY, "--train.lr", "0.5", "--compute.out", str(out)).stdout
+    told = mar_here("status", "emoji-32", *TINY, "--train.lr", "0.5", "--compute.out", str(out)).stdout
     assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 3 + ["stale"] * 3
     assert "checkpoint: config.lr: 0.002 -> 0.5" in told
 
 
-def test_artifact_holds_the_recipe_that_made_it_and_it_runs(made, mar):
+def test_artifact_holds_the_recipe_that_made_it_and_it_runs(made, mar_here):
     out, _ = made
     record = next((out / "artifacts" / "evaluation").rglob("artifact.json"))
-    told = mar("status", str(record), "--compute.out", str(out)).stdout
+    told = mar_here("status", str(record), "--compute.out", str(out)).stdout
     assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 6
 
 
-def test_latents_are_described_and_verified(made, mar):
+def test_latents_are_described_and_verified(made, mar_here):
     out, _ = made
     store = next((out / "artifacts" / "latents").rglob("manifest.json")).parent
-    told = mar("latents", str(store), "--verify")
+    told = mar_here("latents", str(store), "--verify")
     assert told.returncode == 0, told.stderr
     assert "latent_scale" in told.stdout
     assert "shards are as the manifest says" in told.stdout
 
 
-def test_sample_draws_the_classes_asked_for_and_the_same_images_again(made, mar, tmp_path):
+def test_sample_draws_the_classes_asked_for_and_the_same_images_again(made, mar_here, tmp_path):
     out, _ = made
     for folder, count in (("a", "3"), ("b", "3")):
         words = ["--classes", "1", "0", "--per-class", count, "--to", str(tmp_path / folder), "--compute.out", str(out)]
         record = next((out / "artifacts" / "checkpoint").rglob("artifact.json"))
-        done = mar("sample", str(record), *words)
+        done = mar_here("sample", str(record), *words)
         assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == [*(f"{i:06d}-class{c}.png" for i, c in enumerate([1, 1, 1, 0, 0, 0])), "grid.png"]
@@ -224,14 +175,13 @@ def copy_latents(source, target):
         shutil.copytree(source / "artifacts" / step, target / "artifacts" / step)
 
 
-def test_training_killed_and_run_again_ends_with_the_same_bytes(made, mar, tmp_path):
+def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar, tmp_path):
     """The fitted tokenizer's path is not part of any identity, so copied latents are taken as they are."""
     out, _ = made
     copy_latents(out, tmp_path)
-    words = ["train", "emoji-32", *TINY, "--compute.out", str(tmp_path)]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    words = ["train", "emoji-32", *TINY, "--compute.out", str(tmp_path), "--compute.address", head[0]]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *words], cwd=REPOSITORY, env=environment, start_new_session=True,
+        [sys.executable, "-m", "pipeline", *words], cwd=REPOSITORY, env={**os.environ, **ENVIRONMENT}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -242,7 +192,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(made, mar, tmp_p
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     assert not list((tmp_path / "artifacts" / "checkpoint").rglob("artifact.json"))
-    done = mar(*words)
+    done = mar(*words, **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "latents | cached" in done.stdout
     for name in ("model.safetensors", "ema.safetensors"):
@@ -250,31 +200,6 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(made, mar, tmp_p
         assert straight.read_bytes() == resumed.read_bytes(), name
     steps = [json.loads(line)["step"] for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
     assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
-
-
-def test_interrupt_leaves_finished_steps_cached_and_no_process(tmp_path, mar):
-    words = ["run", "emoji-32", *TINY, "--tokenizer.train-steps", "100000", "--compute.out", str(tmp_path)]
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *words],
-            cwd=REPOSITORY,
-            start_new_session=True,
-            stdout=output,
-            stderr=output,
-        )
-    wait_until(lambda: "steps" in log.read_text() or driver.poll() is not None, 120, "the tokenizer's first steps")
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=60) == 130, log.read_text()
-    assert "interrupted: finished steps are cached" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-    def group_is_gone():
-        return subprocess.run(["pgrep", "-g", str(driver.pid)], stdout=subprocess.DEVNULL, check=False).returncode == 1
-
-    wait_until(group_is_gone, 20, "the end of every process")
-    told = mar("status", "emoji-32", *TINY, "--tokenizer.train-steps", "100000", "--compute.out", str(tmp_path)).stdout
-    assert [line.split()[1] for line in told.splitlines()[2:4]] == ["cached", "missing"]
 
 
 def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
