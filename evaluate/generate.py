@@ -14,13 +14,8 @@ from evaluate.sampler import ImageNoise, Known, sample
 from infra.storage import location, write_atomic
 from tokenize_jobs.config import Weights
 from tokenize_jobs.tokenizers import load
+from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
 from train.checkpoint import read_card, read_model
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Return uint8 (B, H, W, 3) of images (B, 3, H, W) in [-1, 1], rounded as the published evaluation does."""
-    scaled = ((images.float().cpu() + 1) * 127.5).clamp(0, 255).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Generator:
@@ -40,8 +35,8 @@ class Generator:
 
     def encode(self, image: np.ndarray) -> torch.Tensor:
         """Return the latents (1, C, h, w), in the model's scale, of an image uint8 (H, W, 3): the posterior's mean."""
-        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float().div(127.5).sub(1)
-        return self.tokenizer.encode(pixels)[:, : self.tokenizer.channels].float() * self.card.latent_scale
+        moments = self.tokenizer.encode(from_uint8(image[None], self.device))
+        return moments[:, : self.tokenizer.channels].float() * self.card.latent_scale
 
     def draw(
         self, labels: torch.Tensor, indices: range, seed: int, sampling: Sampling, known: Known | None = None

@@ -19,10 +19,7 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import location
 from tokenize_jobs.config import Weights
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import Manifest, Shard, read_shard
-
-_BATCH = 64
+from tokenize_jobs.sources import Manifest, cropped_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,7 @@ class _Measurer:
             batches = self._drawn(name, span)
         else:
             source = self.sets.real[name]
-            batches = real_images(source, source.shards[span.start], self.sets.image_size, int(part["most"]))
+            batches = cropped_images(source, source.shards[span.start], self.sets.image_size, int(part["most"]))
         found = [self.extractor(batch).astype(np.float32) for batch in batches]
         return {
             "index": part["index"], "of": name, "count": sum(map(len, found)),
@@ -127,24 +124,3 @@ class _Measurer:
             generator, config = self.generator[1], self.sets.generate
             write_images(path, generator.draw(generator.labels(span), span, config.seed, config.sampling))
         return [read_images(path)]
-
-
-def real_images(source: Manifest, shard: Shard, size: int, most: int = 0) -> Iterator[np.ndarray]:
-    """Yield a shard's usable images uint8 (n, size, size, 3), cropped as for tokenization; `most` 0 is all."""
-    batch: list[np.ndarray] = []
-    seen = 0
-    for sample in read_shard(source, shard):
-        if sample.fault:
-            continue
-        try:
-            batch.append(centre_crop(decode(sample.content), size))
-        except BadImage:
-            continue
-        seen += 1
-        if len(batch) == _BATCH:
-            yield np.stack(batch)
-            batch = []
-        if seen == most:
-            break
-    if batch:
-        yield np.stack(batch)

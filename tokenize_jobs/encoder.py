@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from tokenize_jobs.tokenizers import load
+from tokenize_jobs.tokenizers.pixels import from_uint8
 
 
 class Encoder:
@@ -24,6 +25,5 @@ class Encoder:
             batch = images[start : start + self.batch_size]
             padded = np.zeros((self.batch_size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch[:, :, ::-1] if flip else batch
-            pixels = torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-            parts.append(self.tokenizer.encode(pixels)[: len(batch)].half().cpu().numpy())
+            parts.append(self.tokenizer.encode(from_uint8(padded, self.device))[: len(batch)].half().cpu().numpy())
         return np.concatenate(parts)

@@ -14,8 +14,7 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import following
 from tokenize_jobs.config import FitTokenizer
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import Manifest, read_shard
+from tokenize_jobs.sources import Manifest, cropped_images
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
@@ -62,15 +61,10 @@ def _fit(
 
 def _load(source: Manifest, size: int) -> np.ndarray:
     """Return images uint8 (N, size, size, 3), at most _MOST_IMAGES; bad ones are left out here and reported later."""
+    batches = (batch for shard in source.shards for batch in cropped_images(source, shard, size))
     found: list[np.ndarray] = []
-    for shard in source.shards:
-        for sample in read_shard(source, shard):
-            if sample.fault or len(found) >= _MOST_IMAGES:
-                continue
-            try:
-                found.append(centre_crop(decode(sample.content), size))
-            except BadImage:
-                continue
+    while sum(map(len, found)) < _MOST_IMAGES and (batch := next(batches, None)) is not None:
+        found.append(batch)
     if not found:
         raise InputError(f"image source {source.root}: holds no usable image")
-    return np.stack(found)
+    return np.concatenate(found)[:_MOST_IMAGES]

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow.parquet as pq
 from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
 from infra.storage import is_local, location
+from tokenize_jobs.crop import BadImage, centre_crop, decode
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOLDER_SHARD_IMAGES = 1024
@@ -117,6 +119,29 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
             )
         seen.add(sample.key)
         yield Sample(sample.key, fault=fault) if fault else sample
+
+
+def cropped_images(
+    manifest: Manifest, shard: Shard, size: int, most: int = 0, *, batch_size: int = 64
+) -> Iterator[np.ndarray]:
+    """Yield a shard's images uint8 (n, size, size, 3), up to `most` unless it is 0; bad ones are passed over."""
+    batch: list[np.ndarray] = []
+    seen = 0
+    for sample in read_shard(manifest, shard):
+        if sample.fault:
+            continue
+        try:
+            batch.append(centre_crop(decode(sample.content), size))
+        except BadImage:
+            continue
+        seen += 1
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+        if seen == most:
+            break
+    if batch:
+        yield np.stack(batch)
 
 
 def _find(root: UPath) -> list[tuple[str, dict[str, Any]]]:

@@ -8,10 +8,10 @@ from PIL import Image
 
 from evaluate.config import LITE0, Features, Generate
 from evaluate.grid import sample_grid
-from evaluate.measure import Sets, _in_order, _Measurer, real_images
+from evaluate.measure import Sets, _in_order, _Measurer
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.config import Weights
-from tokenize_jobs.sources import scan
+from tokenize_jobs.sources import cropped_images, scan
 
 COUNTS = (5, 3, 2)
 
@@ -52,7 +52,7 @@ def test_real_images_are_cropped_bad_ones_left_out_and_at_most_as_many_as_asked_
     (source,) = sets.real.values()
     for shard, count in zip(source.shards, COUNTS, strict=True):
         for most, expected in ((0, count), (2, 2), (9, count)):
-            images = np.concatenate(list(real_images(source, shard, 16, most)))
+            images = np.concatenate(list(cropped_images(source, shard, 16, most, batch_size=2)))
             assert images.shape == (expected, 16, 16, 3)
 
 
@@ -60,7 +60,7 @@ def test_a_part_of_real_images_is_their_features(sets):
     (source,) = sets.real.values()
     worker = _Measurer(sets, 1)
     found = worker({"index": 3, "of": "reference", "start": 1, "stop": 2, "most": 0})
-    expected = worker.extractor(np.concatenate(list(real_images(source, source.shards[1], 16))))
+    expected = worker.extractor(np.concatenate(list(cropped_images(source, source.shards[1], 16))))
     assert found["count"] == COUNTS[1]
     assert np.array_equal(np.frombuffer(found["features"], np.float32).reshape(COUNTS[1], -1), expected)
 

@@ -56,11 +56,11 @@ def source(tmp_path_factory):
 class Job:
     """`mar tokenize` on the cluster, in a session of its own."""
 
-    def __init__(self, source: Path, out: Path, address: str) -> None:
+    def __init__(self, source: Path, out: Path, address: str, encoders: int = 2) -> None:
         command = [
             sys.executable, "-m", "pipeline", "tokenize", "--source", str(source), "--num-classes", "1",
             "--tokenizer", f"fit:{source.parent / 'tokenizer'}", "--image-size", "64", "--out", str(out),
-            "--encoders", "2", "--address", address,
+            "--encoders", str(encoders), "--address", address,
         ]  # fmt: skip
         self.out = out
         self.process = subprocess.Popen(
@@ -124,8 +124,7 @@ def test_job_driver_killed_and_run_again_reads_only_the_rest_and_ends_with_the_s
 
 
 def test_two_jobs_racing_for_one_store_both_end_with_the_same_bytes(nodes, source, undisturbed, tmp_path):
-    first = Job(source, tmp_path, nodes.address)
-    second = Job(source, tmp_path, nodes.address)
+    first, second = (Job(source, tmp_path, nodes.address, encoders=1) for _ in range(2))
     first.finish()
     second.finish()
     assert store_bytes(tmp_path) == undisturbed

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from infra.seeding import stream
 from infra.storage import write_atomic
 from tokenize_jobs.config import FitTokenizer
+from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
 _SAVE_EVERY = 200
@@ -33,7 +34,7 @@ def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[i
         draws = stream("fit", config.seed, step)
         rows = images[draws.integers(len(images), size=config.batch_size)]
         rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
-        batch = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        batch = from_uint8(rows, device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             mean, log_variance = model.moments(batch).float().clamp(-30, 20).chunk(2, 1)
             noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
@@ -63,7 +64,7 @@ def reconstruction_psnr(model: SmallKL, images: np.ndarray) -> float:
     """Return the mean PSNR in dB of images uint8 (N, H, W, 3) decoded from their means."""
     values = []
     for start in range(0, len(images), 256):
-        batch = torch.from_numpy(images[start : start + 256]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        batch = from_uint8(images[start : start + 256])
         decoded = model.decode(model.encode(batch).chunk(2, 1)[0])
         values += [psnr(error) for error in (decoded - batch).square().mean((1, 2, 3)).tolist()]
     return round(float(np.mean(values)), 2)
