@@ -23,10 +23,11 @@ demo: $(VENV)/ready            ## tokenize, train, evaluate, tune and register o
 ui: $(VENV)/ready              ## MLflow UI over the demo's store
 	$(BIN)/mar ui
 
-check: $(VENV)/ready-dev       ## lint, format, layers
+check: $(VENV)/ready-dev       ## lint, format, layers, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 unit: $(VENV)/ready-dev        ## tests that need no cluster
 	$(BIN)/pytest -m "not ray and not e2e and not chaos and not gpu"

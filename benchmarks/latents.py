@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
             images, classes = str(folder / "pictures"), 2
-            synthetic_shards(Path(images), 24, 100, given.size)
+            synthetic_shards(Path(images), 16, 50, given.size)
             SmallKL(Shape(stride=4, channels=4, width=64, depth=2)).write(folder / "tokenizer")
             tokenizer = f"fit:{folder / 'tokenizer'}"
         say("\n".join(encoding(images, classes, tokenizer, given.size, folder)))

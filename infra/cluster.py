@@ -66,18 +66,19 @@ def quiet_environment() -> None:
 def connected(compute: Compute) -> Iterator[None]:
     """Join or start the cluster for the duration of a block; nested blocks share it.
 
-    Raises InputError when nothing answers at the address or the cluster lacks the GPUs asked for.
+    Raises InputError when nothing answers at the address or the cluster lacks the GPUs or cores asked for.
     """
     import ray
 
     if ray.is_initialized():
+        _check_resources(compute)
         yield
         return
     address = compute.address or os.environ.get("RAY_ADDRESS", "")
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
     options = {"address": address} if address else {
-        "address": "local", "num_cpus": max(os.cpu_count() or 1, 2),  # reading and encoding run side by side
+        "address": "local", "num_cpus": max(os.cpu_count() or 1, compute.encoders + 1),  # one reads for the encoders
         "include_dashboard": False, "object_store_memory": 512 << 20,
     }  # fmt: skip
     try:
@@ -119,6 +120,11 @@ def _check_resources(compute: Compute) -> None:
         raise InputError(
             f"--compute.workers {compute.workers} x {compute.cores} cores: the cluster has "
             f"{total.get('CPU', 0):g} CPUs. Ask for fewer workers, or set --compute.cpus-per-worker."
+        )
+    if compute.encoders >= total.get("CPU", 0):
+        raise InputError(
+            f"--compute.encoders {compute.encoders}: each takes a core and reading for them another, but the cluster "
+            f"has {total.get('CPU', 0):g} CPUs. Ask for fewer encoders."
         )
 
 

@@ -48,7 +48,7 @@ def train(
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),
+            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),  # pyrefly: ignore
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )

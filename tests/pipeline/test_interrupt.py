@@ -43,7 +43,8 @@ def test_interrupt_leaves_finished_steps_cached_and_no_process(tmp_path, mar_her
 def test_interrupt_in_each_step_in_turn_and_a_run_that_goes_on(tmp_path, mar):
     for index, step in enumerate(STEPS):
         log = interrupted_at(step, tmp_path / "out")
-        assert [f"{done} | cached" in log for done in STEPS] == [True] * index + [False] * (len(STEPS) - index)
+        before = max(index - 1, 0)  # the step before was made by this very run
+        assert [f"{done} | cached" in log for done in STEPS] == [True] * before + [False] * (len(STEPS) - before)
     done = mar("run", "emoji-32", *TINY, "--compute.out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("cached (") == len(STEPS) - 1

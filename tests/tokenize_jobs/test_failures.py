@@ -141,7 +141,7 @@ def test_job_node_killed_ends_with_the_same_bytes(nodes, source, undisturbed, tm
 def test_disk_that_is_full_is_an_error_and_the_rerun_goes_on(nodes, source, undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
         job = Job(source, disk, nodes.address)

@@ -69,6 +69,14 @@ def test_job_with_too_many_bad_images_fails_before_publishing(cluster, source, t
     assert not (store / "manifest.json").exists()
 
 
+def test_job_with_no_core_left_to_read_for_its_encoders_is_refused(cluster, source, tmp_path):
+    import ray
+
+    cores = int(ray.cluster_resources()["CPU"])
+    with pytest.raises(InputError, match=f"--compute.encoders {cores}: each takes a core and reading for them another"):
+        tokenize(Tokenize(image_size=16), WEIGHTS, source, location(tmp_path / "store"), Compute(encoders=cores))
+
+
 def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
     from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
