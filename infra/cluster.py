@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import urllib.parse
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ def quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not only the sweep
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -94,6 +96,16 @@ def connected(compute: Compute) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def keeping_interrupts() -> Iterator[None]:
+    """Put back what Ctrl-C does when a block ends: Ray Train leaves a handler of its own behind, which ignores it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def check_answers(address: str, field: str, remedy: str) -> None:

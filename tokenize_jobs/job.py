@@ -130,6 +130,8 @@ def _run(
     progress, commits, rates = Progress("tokenize", len(pending), "shards"), [], Rates(compute.encoders)
     progress.update(0)
     for part in parts.iter_rows():
+        if part["fault"]:
+            raise OSError(part["fault"])
         received = arrived.setdefault(part["shard"], [])
         received.append(part)
         rates.add(part)

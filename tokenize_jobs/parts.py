@@ -26,7 +26,14 @@ class PartReader:
         self.source, self.shards, self.image_size = source, shards, image_size
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        part = _Part(int(row["shard"]), self.image_size)
+        shard = int(row["shard"])
+        try:
+            yield from self._parts(shard)
+        except OSError as error:  # told as a row: Ray Data would bury it in an exception of its own
+            yield _Part(shard, self.image_size).row(last=True, fault=str(error))
+
+    def _parts(self, shard: int) -> Iterator[dict[str, Any]]:
+        part = _Part(shard, self.image_size)
         for sample in read_shard(self.source, self.shards[part.shard]):
             if sample.fault:
                 part.reject(sample.key, sample.fault)
@@ -59,8 +66,9 @@ class _Part:
     def next(self) -> "_Part":
         return _Part(self.shard, self.size, self.index + 1)
 
-    def row(self, *, last: bool) -> dict[str, Any]:
+    def row(self, *, last: bool, fault: str = "") -> dict[str, Any]:
         return {
+            "fault": fault,
             "shard": self.shard,
             "index": self.index,
             "last": last,
@@ -89,12 +97,16 @@ class PartEncoder:
         if keys:
             images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
             moments, flipped = self.encoder(images), self.encoder(images, flip=True)
-        stopped = time.time()
+        stopped, fault = time.time(), row["fault"]
         if keys:
-            write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
+            try:
+                write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
+            except OSError as error:
+                fault = str(error)
         kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
         return {
             **{name: row[name] for name in kept},
+            "fault": fault,
             "rows": len(keys),
             "path": str(path),
             "started": started,

@@ -29,8 +29,8 @@ class StepInput:
 
     def to(self, device: torch.device) -> "StepInput":
         """Move to a device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.latents, self.labels))
-        return StepInput(*moved, self.draws.to(device))
+        latents, labels = (tensor.to(device, non_blocking=True) for tensor in (self.latents, self.labels))
+        return StepInput(latents, labels, self.draws.to(device))
 
 
 def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingDraws:

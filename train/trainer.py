@@ -9,7 +9,7 @@ import ray.train
 import ray.train.torch
 from upath import UPath
 
-from infra.cluster import Compute, connected
+from infra.cluster import Compute, connected, keeping_interrupts
 from infra.follow import following
 from infra.storage import is_local, read_json
 from tokenize_jobs.latents import MANIFEST
@@ -52,7 +52,7 @@ def train(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    with connected(compute), following(log, on_log):
+    with connected(compute), following(log, on_log), keeping_interrupts():
         result = trainer.fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(
