@@ -1,6 +1,6 @@
 """Training step and sampling of ours against the plain transcription: same output, then the ratio of times.
 
-    python -m benchmarks.models [--quick]
+    python -m benchmarks.models [--model small]
 
 On a GPU it measures the published sizes' batches; on a processor what minutes allow. Prints Markdown.
 """
@@ -58,7 +58,7 @@ def models() -> dict[str, Model]:
     return {"MAR-B": replace(mar_base(), dropout=0.0), "small": small}
 
 
-def cases(quick: bool) -> list[Case]:  # noqa: FBT001
+def cases() -> list[Case]:
     """Return what this machine can measure in minutes."""
     if DEVICE.type == "cuda":
         training = [Case("MAR-B", batch) for batch in (64, 128, 256)]
@@ -72,7 +72,7 @@ def cases(quick: bool) -> list[Case]:  # noqa: FBT001
         Case("small", 1, 4, few),
         Case("small", 16, 4, few, 1.0),
     ]
-    return small if quick else [*small, Case("MAR-B", 2, rounds=1), Case("MAR-B", 2, 4, few, rounds=1)]
+    return [*small, Case("MAR-B", 2, rounds=1), Case("MAR-B", 2, 4, few, rounds=1)]
 
 
 def fresh_model(config: Model) -> Autoregressor:
@@ -204,8 +204,8 @@ def row(case: Case, precision: str, ceiling: float) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small models only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--model", choices=models(), help="only this one")
+    chosen = parser.parse_args().model
     say(f"{conditions()}\n")
     ceilings = {
         name: matmul_flops_per_second(dtype, DEVICE)
@@ -216,7 +216,9 @@ def main() -> None:
         "| case | precision | transcription / ours, time | TFLOP | images/s | of the matmul rate | largest difference |"
     )
     say("|---|---|---|---|---|---|---|")
-    for case in cases(quick):
+    for case in cases():
+        if chosen not in (None, case.model):
+            continue
         both = DEVICE.type == "cpu" and case.model == "small"
         for precision in ("fp32", "bf16") if both else ("bf16",) if DEVICE.type == "cuda" else ("fp32",):
             say(row(case, precision, ceilings[precision]))

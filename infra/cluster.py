@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,15 +73,17 @@ def connected(compute: Compute) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _check_resources(compute)
+        _check_resources(compute, ray.cluster_resources())
         yield
         return
     address = compute.address or os.environ.get("RAY_ADDRESS", "")
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
+    local_cpus = max(os.cpu_count() or 1, compute.encoders + 1)  # one reads for the encoders
+    if not address:  # this machine is known before Ray has started
+        _check_resources(compute, {"CPU": local_cpus, "GPU": _local_gpus() if compute.gpus_per_worker else 0})
     options = {"address": address} if address else {
-        "address": "local", "num_cpus": max(os.cpu_count() or 1, compute.encoders + 1),  # one reads for the encoders
-        "include_dashboard": False, "object_store_memory": 512 << 20,
+        "address": "local", "num_cpus": local_cpus, "include_dashboard": False, "object_store_memory": 512 << 20,
     }  # fmt: skip
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -91,7 +93,7 @@ def connected(compute: Compute) -> Iterator[None]:
             f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason})"
         ) from None
     try:
-        _check_resources(compute)
+        _check_resources(compute, ray.cluster_resources())
         _quiet_loggers()
         yield
     finally:
@@ -118,10 +120,13 @@ def check_answers(address: str, field: str, remedy: str) -> None:
         raise InputError(f"{field} {address}: nothing answers there ({error}). {remedy}.") from None
 
 
-def _check_resources(compute: Compute) -> None:
-    import ray
+def _local_gpus() -> int:
+    import torch  # seconds to import: only for those who ask for GPUs
 
-    total = ray.cluster_resources()
+    return torch.cuda.device_count()
+
+
+def _check_resources(compute: Compute, total: Mapping[str, float]) -> None:
     wanted = compute.workers * compute.gpus_per_worker
     if wanted > total.get("GPU", 0):
         raise InputError(

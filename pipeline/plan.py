@@ -110,6 +110,7 @@ class Planner:
         config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
         if not isinstance(config, FitTokenizer):
             return Weights(config.kind, config.path, tokenizers.weights_hash(config.kind, config.path))
+        config.check(size)
 
         def make(out: UPath) -> Mapping[str, Any]:
             from tokenize_jobs.fit_job import fit_tokenizer

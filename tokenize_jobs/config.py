@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.errors import InputError
 from infra.fingerprint import where
 
 
@@ -60,3 +61,14 @@ class FitTokenizer:
     """Peak learning rate; one cycle."""
     seed: int = 0
     """Of the initial weights, batches and posterior noise."""
+
+    def check(self, image_size: int) -> None:
+        """Raise InputError unless the stride is even and divides the image size."""
+        if self.stride < 2 or self.stride % 2:
+            raise InputError(f"--tokenizer.stride {self.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
+        if image_size % self.stride:
+            below = image_size // self.stride * self.stride
+            raise InputError(
+                f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; take "
+                f"{below} or {below + self.stride}."
+            )

@@ -27,13 +27,7 @@ def fit_tokenizer(
 
     Raises InputError unless the stride is even and divides the image size.
     """
-    if config.stride < 2 or config.stride % 2:
-        raise InputError(f"--tokenizer.stride {config.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
-    if size % config.stride:
-        raise InputError(
-            f"--tokenize.image-size {size}: the tokenizer's stride {config.stride} does not divide it; take "
-            f"{size // config.stride * config.stride} or {(size // config.stride + 1) * config.stride}."
-        )
+    config.check(size)
     with connected(compute):
         stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
         progress, log = Progress("tokenizer", config.train_steps, "steps"), Path(str(out)) / "fit.jsonl"

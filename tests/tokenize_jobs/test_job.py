@@ -37,9 +37,17 @@ def hashes(store):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.rglob("*")) if p.is_file()}
 
 
-def test_job_interrupted_after_some_shards_ends_with_the_same_bytes(cluster, source, tmp_path):
+def test_job_fails_on_many_bad_images_goes_on_and_ends_with_the_same_bytes_after_an_interruption(
+    cluster, source, tmp_path
+):
     config, store = Tokenize(image_size=16), location(tmp_path / "store")
+    with pytest.raises(InputError, match=r"3 of 903 images are bad.*s0 0-bad: cannot be decoded"):
+        tokenize(Tokenize(image_size=16, max_bad_fraction=0.001), WEIGHTS, source, store, Compute())
+    assert not (store / "manifest.json").exists()
+    shards = {path: path.stat().st_mtime_ns for path in (store / "shards").iterdir()}
+    assert len(shards) == 6
     measured = tokenize(config, WEIGHTS, source, store, Compute())
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert (measured["images"], measured["quarantined"]) == (900, 3)
     whole = hashes(store)
     assert not (store / "staging").exists()
@@ -60,13 +68,6 @@ def test_job_interrupted_after_some_shards_ends_with_the_same_bytes(cluster, sou
     assert set(read.schema().names) == {"key", "label", "moments", "moments_flip"}
     rows = pq.read_table(str(store / "quarantine.parquet")).to_pylist()
     assert [(row["shard"], row["key"]) for row in rows] == [(f"s{i}", f"{i}-bad") for i in range(3)]
-
-
-def test_job_with_too_many_bad_images_fails_before_publishing(cluster, source, tmp_path):
-    store = location(tmp_path / "store")
-    with pytest.raises(InputError, match=r"3 of 903 images are bad.*s0 0-bad: cannot be decoded"):
-        tokenize(Tokenize(image_size=16, max_bad_fraction=0.001), WEIGHTS, source, store, Compute())
-    assert not (store / "manifest.json").exists()
 
 
 def test_job_with_no_core_left_to_read_for_its_encoders_is_refused(cluster, source, tmp_path):
