@@ -1,11 +1,15 @@
 """What sampling and evaluation are: the part of a recipe that decides images and numbers. Imports nothing heavy."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from infra.errors import InputError
 from infra.fingerprint import where
 from tokenize_jobs.config import Weights
 from train.config import Train
+from train.models.config import Model
 
 LITE0 = "efficientnet-lite0"
 FID_IMAGES = 50_000
@@ -60,6 +64,23 @@ class Sampling:
         # the published schedule never counts less than one masked token, so it ends just below cfg_scale
         return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
 
+    def check(self, model: Model, to_generate: int) -> None:
+        """Raise InputError for settings that this model cannot draw `to_generate` tokens with."""
+        if not 1 <= self.ar_steps <= to_generate:
+            raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
+        if model.generation != "masked" and self.ar_steps != to_generate:
+            raise InputError(
+                f"ar_steps is {self.ar_steps}; a {model.generation} model needs one a token: {to_generate}"
+            )
+        if model.generation == "raster-causal" and self.order != "raster":
+            raise InputError(f"order is '{self.order}'; a raster-causal model generates in order 'raster'")
+        if self.cfg_scale != 1 and model.label_drop == 0:
+            raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
+        if model.head.kind == "flow" and (self.solver == "dpm-solver++" or self.max_timestep is not None):
+            raise InputError("a flow head takes solver 'ancestral' or 'ddim', and no max_timestep")
+        if min(self.diffusion_steps.first, self.diffusion_steps.last) < 1:
+            raise InputError("diffusion_steps must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
@@ -90,6 +111,24 @@ class Features:
     def layer(self) -> str:
         """The compared layer: its number of features."""
         return {"inception-v3-compat": "2048", LITE0: "1280"}[self.name]
+
+    @property
+    def inception_file(self) -> Path:
+        """Inception's weights: the given file, or where torch keeps downloads."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+        folder = Path(os.environ.get("TORCH_HOME") or cache) / "hub" / "checkpoints"
+        return Path(self.weights) if self.weights else folder / "weights-inception-2015-12-05-6726825d.pth"
+
+    def check(self) -> None:
+        """Raise InputError unless the network's weights are at hand."""
+        if self.weights and not Path(self.weights).is_file():
+            raise InputError(f"--evaluate.features.weights {self.weights}: no such file")
+        if self.name == "inception-v3-compat" and not self.inception_file.is_file():
+            raise InputError(
+                f"features inception-v3-compat: give the file {self.inception_file.name} (released by torch-fidelity "
+                f"v0.2.0) as --evaluate.features.weights, put it at {self.inception_file}, or choose "
+                "--evaluate.features.name efficientnet-lite0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from upath import UPath
 
 from evaluate.config import Evaluate, Generate, Subject, metric_name
-from evaluate.features import check_weights, weights_hash
+from evaluate.features import weights_hash
 from evaluate.frechet import FeatureSums, frechet_distance
 from evaluate.generate import part_path, read_images
 from evaluate.grid import sample_grid
@@ -32,7 +32,7 @@ def evaluate(
     Raises InputError when the extractor's weights are missing, the model cannot be sampled with these settings, or
     its latents are another tokenizer's.
     """
-    check_weights(config.features)
+    config.features.check()
     model, count, weights = location(subject.model), config.generate.images, subject.weights
     card = read_card(model)
     if card.tokenizer_hash != weights.hash:

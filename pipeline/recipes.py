@@ -50,7 +50,7 @@ def emoji_32() -> Recipe:
         tokenizer=FitTokenizer(train_steps=1200),
         tokenize=Tokenize(image_size=32, batch_size=64),
         train=Train(
-            model=model, train_steps=2200, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=100,
+            model=model, train_steps=2000, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=100,
             ema_decay=0.995, precision="fp32",  # few processors compute in bf16
             checkpoint_every=250, log_every=10,
         ),

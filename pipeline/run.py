@@ -50,11 +50,26 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
         _say_cached("registration", record)
         _summary(plan, done, record.measured)
         return done
+    _check(recipe, {step.name for step in steps if not step.find(plan.root)})
     check_tracking(uri)
     # MLflow takes seconds to import, and so does a cluster to start: side by side
     threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
     with _cluster_if_needed(steps, plan, compute):
         return _run(plan, steps, uri, live, published if registering else None)
+
+
+def _check(recipe: Recipe, pending: set[str]) -> None:
+    """Raise InputError for what later steps would refuse, before days of training."""
+    config, model = recipe.evaluate, recipe.train.model
+    sampling = config.generate.sampling
+    if "checkpoint" in pending:
+        recipe.train.check_shape()
+    if "evaluation" in pending:
+        config.features.check()
+        sampling.check(model, model.num_tokens)
+    if "sweep" in pending:
+        for trial in recipe.tune.settings(sampling):
+            trial.check(model, model.num_tokens)
 
 
 def _run(plan: Plan, steps: list[Step], uri: str, live: "_LiveMetrics", published: UPath | None) -> dict[str, Finished]:
@@ -229,10 +244,9 @@ def say_distances(evaluation: Artifact) -> None:
 def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any]) -> None:
     evaluation, sweep = done["evaluation"].artifact, done["sweep"].artifact
     say_distances(evaluation)
-    best = sweep.measured["best"]
     say(
         f"  best of {sweep.measured['trials']} trials: {sweep.measured['metric']} {sweep.measured['best_fd']} at "
-        f"temperature {best['temperature']}, CFG {best['cfg_scale']}, {best['ar_steps']} AR steps"
+        f"{sweep.measured['best_label']}"
     )
     say()
     say(table([(name, "cached" if f.was_cached else "made", f.artifact.record["seconds"]) for name, f in done.items()],

@@ -128,6 +128,7 @@ def _run(
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
     progress, commits, rates = Progress("tokenize", len(pending), "shards"), [], Rates(compute.encoders)
+    committer = Committer.options(max_concurrency=4).remote(str(out), layout)
     progress.update(0)
     for part in parts.iter_rows():
         if part["fault"]:
@@ -144,7 +145,7 @@ def _run(
             ]
             paths = [p["path"] for p in received if p["rows"]]
             finished += 1
-            commits.append(_commit.options(num_cpus=0).remote(str(out), name, paths, layout, quarantined))
+            commits.append(committer.commit.remote(name, paths, quarantined))
             ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
             ray.get(ready)
             del arrived[part["shard"]]
@@ -153,24 +154,29 @@ def _run(
     return rates.measured()
 
 
-@ray.remote(max_retries=3)
-def _commit(out: str, name: str, paths: list[str], layout: Layout, quarantined: list[tuple[str, str]]) -> None:
-    """Join the staged parts of a shard, commit it and drop the parts."""
-    root = location(out)
-    try:
-        tables = []
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Committer:
+    """One process for the whole job: a task for each shard would start as many, and take the encoders' cores."""
+
+    def __init__(self, out: str, layout: Layout) -> None:
+        self.root, self.layout = location(out), layout
+
+    def commit(self, name: str, paths: list[str], quarantined: list[tuple[str, str]]) -> None:
+        """Join the staged parts of a shard, commit it and drop the parts."""
+        try:
+            tables = []
+            for path in map(location, paths):
+                with path.open("rb") as file:
+                    tables.append(pq.read_table(file))
+        except FileNotFoundError:
+            if (self.root / MANIFEST).exists() or (self.root / "shards" / f"{name}.json").exists():
+                return  # another job finished this store meanwhile, or this call is a repetition
+            raise
+        empty = np.zeros((0, *self.layout.shape), np.float16)
+        table = pa.concat_tables(tables) if tables else to_table(self.layout, [], [], empty, empty)
+        commit_shard(self.root, name, table.combine_chunks(), self.layout, quarantined)
         for path in map(location, paths):
-            with path.open("rb") as file:
-                tables.append(pq.read_table(file))
-    except FileNotFoundError:
-        if (root / MANIFEST).exists() or (root / "shards" / f"{name}.json").exists():
-            return  # another job finished this store meanwhile
-        raise
-    empty = np.zeros((0, *layout.shape), np.float16)
-    table = pa.concat_tables(tables) if tables else to_table(layout, [], [], empty, empty)
-    commit_shard(root, name, table.combine_chunks(), layout, quarantined)
-    for path in map(location, paths):
-        path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _remove(folder: UPath) -> None:

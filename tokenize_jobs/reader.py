@@ -1,12 +1,12 @@
 """Reads the latent store for training: random order by (seed, epoch), any number of workers, any position.
 
 Position p of a run is image order(epoch)[p % N] of epoch p // N. Flip and posterior noise are drawn from the
-stream of (seed, p), so a batch depends on its step alone. Local shards are mapped into memory; shards on an
-object store are first copied to a local cache and checked.
+stream of (seed, p), so a batch depends on its step alone. Local shards are mapped into memory; of shards on an
+object store the rows are fetched that a batch asks for (`remote_rows.py`).
 """
 
-import hashlib
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,12 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.seeding import stream
-from infra.storage import is_local, location, read_json, write_atomic
+from infra.storage import is_local, location, read_json
 from tokenize_jobs.latents import MANIFEST, Layout, to_moments
+from tokenize_jobs.remote_rows import RemoteRows, fetch
+
+_OPENING = 16
+"""Remote shards whose footers and labels are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class LatentStore:
         self.layout = Layout(**self.manifest["layout"])
         self.latent_scale: float = self.manifest["latent_scale"]
         cache = cache or Path(tempfile.gettempdir()) / "mar-latents"
-        paths = [_local_copy(self.root, shard, cache) for shard in self.manifest["shards"]]
-        groups = [group for path in paths for group in _row_groups(path, self.layout)]
+        with ThreadPoolExecutor(_OPENING) as pool:
+            opened = pool.map(lambda shard: _row_groups(self.root, shard, self.layout, cache), self.manifest["shards"])
+            groups = [group for shard_groups in opened for group in shard_groups]
         self._moments = [(group.moments, group.moments_flip) for group in groups]
         self._starts = np.cumsum([0, *(len(group.labels) for group in groups)])
         self.labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
@@ -60,8 +65,11 @@ class LatentStore:
         out = np.empty((len(indices), *self.layout.shape), np.float16)
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         rows = indices - self._starts[groups]
-        for position, (group, row, flip) in enumerate(zip(groups.tolist(), rows.tolist(), flips.tolist(), strict=True)):
-            out[position] = self._moments[group][flip][row]
+        columns = [self._moments[group][flip] for group, flip in zip(groups.tolist(), flips.tolist(), strict=True)]
+        wanted = list(zip(columns, rows.tolist(), strict=True))
+        fetch((column, row) for column, row in wanted if isinstance(column, RemoteRows))
+        for position, (column, row) in enumerate(wanted):
+            out[position] = column[row]
         return out
 
     def batch(self, seed: int, positions: range) -> Batch:
@@ -86,49 +94,40 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _RowGroup:
     labels: np.ndarray
-    moments: np.ndarray
-    moments_flip: np.ndarray
+    moments: np.ndarray | RemoteRows
+    moments_flip: np.ndarray | RemoteRows
 
 
-def _row_groups(path: Path, layout: Layout) -> list[_RowGroup]:
-    """Map the moments of each row group of a Parquet shard: one plain page of required fixed-size values."""
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
+def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path) -> list[_RowGroup]:
+    """Open a shard: labels read, moments mapped or to be fetched, each one plain page of fixed-size values."""
+    path = root / "shards" / f"{shard['name']}.parquet"
+    if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        raise InputError(f"{path}: missing or not {shard['bytes']} bytes long; run `mar latents {root} --verify`")
     groups = []
-    for number in range(file.num_row_groups):
-        meta = file.metadata.row_group(number)
-        columns = [
-            _map_page(path, meta.column(names.index(name)), meta.num_rows, layout)
-            for name in ("moments", "moments_flip")
-        ]
-        if any(column is None for column in columns):  # written by other software: read it, do not map it
-            table = file.read_row_group(number, ["moments", "moments_flip"])
-            columns = [to_moments(table[name], layout) for name in ("moments", "moments_flip")]
-        labels = file.read_row_group(number, ["label"])["label"].to_numpy()
-        groups.append(_RowGroup(labels, *columns))
+    options = {} if is_local(path) else {"cache_type": "none"}  # or every read would fetch megabytes ahead
+    with path.fs.open(path.path, "rb", **options) as handle:
+        file = pq.ParquetFile(handle)
+        names = file.schema_arrow.names
+        for number in range(file.num_row_groups):
+            meta = file.metadata.row_group(number)
+            columns = []
+            for name in ("moments", "moments_flip"):
+                offset = _plain_values(meta.column(names.index(name)), meta.num_rows, layout)
+                if offset is None:  # written by other software: read it, do not map it
+                    columns.append(to_moments(file.read_row_group(number, [name])[name], layout))
+                elif is_local(path):
+                    columns.append(np.memmap(str(path), np.float16, "r", offset, (meta.num_rows, *layout.shape)))
+                else:
+                    kept = cache / f"{shard['sha256'][:16]}.{number}.{name}"
+                    columns.append(RemoteRows(path, offset, meta.num_rows, layout, kept))
+            labels = file.read_row_group(number, ["label"])["label"].to_numpy()
+            groups.append(_RowGroup(labels, *columns))
     return groups
 
 
-def _map_page(path: Path, column: Any, rows: int, layout: Layout) -> np.ndarray | None:  # noqa: ANN401
-    """Map the values at the end of an uncompressed column chunk, or return None if it is laid out otherwise."""
+def _plain_values(column: Any, rows: int, layout: Layout) -> int | None:  # noqa: ANN401
+    """Return where the values at the end of an uncompressed column chunk begin, or None if it is laid out otherwise."""
     header = column.total_compressed_size - rows * layout.bytes
     if column.compression != "UNCOMPRESSED" or column.has_dictionary_page or not 0 < header < 256:
         return None
-    return np.memmap(path, np.float16, "r", column.data_page_offset + header, (rows, *layout.shape))
-
-
-def _local_copy(root: UPath, shard: dict[str, Any], cache: Path) -> Path:
-    """Return a local path of the shard, copying it from an object store into the cache if needed."""
-    path = root / "shards" / f"{shard['name']}.parquet"
-    if is_local(path):
-        local = Path(str(path))
-        if not local.is_file() or local.stat().st_size != shard["bytes"]:
-            raise InputError(f"{local}: missing or not {shard['bytes']} bytes long; run `mar latents {root} --verify`")
-        return local
-    local = cache / f"{shard['sha256'][:16]}.parquet"
-    if not local.exists():
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-            raise InputError(f"{path}: its bytes differ from the manifest's sha256")
-        write_atomic(local, content)
-    return local
+    return column.data_page_offset + header

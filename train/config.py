@@ -41,6 +41,7 @@ class Train:
 
     def check(self, workers: int, latent_channels: int, latent_size: int, num_classes: int) -> None:
         """Raise InputError unless this model fits these latents and the batch divides among the workers."""
+        self.check_shape()
         if self.batch_size % workers:
             raise InputError(f"--train.batch-size {self.batch_size} is not a multiple of --compute.workers {workers}")
         model = self.model
@@ -49,13 +50,17 @@ class Train:
                 f"--train.model takes {model.latent_channels} x {model.latent_size} x {model.latent_size} latents, but "
                 f"the store holds {latent_channels} x {latent_size} x {latent_size}: set these sizes"
             )
-        if model.latent_size % model.patch_size:
-            raise InputError(
-                f"--train.model.patch-size {model.patch_size} does not divide latent-size {model.latent_size}"
-            )
         if num_classes > model.num_classes:
             raise InputError(
                 f"--train.model.num-classes {model.num_classes}: the store has labels up to {num_classes - 1}"
+            )
+
+    def check_shape(self) -> None:
+        """Raise InputError unless the model's own sizes fit together."""
+        model = self.model
+        if model.latent_size % model.patch_size:
+            raise InputError(
+                f"--train.model.patch-size {model.patch_size} does not divide latent-size {model.latent_size}"
             )
         for name in ("encoder", "decoder"):
             width, heads = getattr(model, f"{name}_width"), getattr(model, f"{name}_heads")

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, replace
 
-from evaluate.config import Sampling
+from evaluate.config import DiffusionSteps, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class SamplingSweep:
     """Guidance scales."""
     ar_steps: tuple[int, ...] = (32, 64)
     """Autoregressive steps."""
+    step_schedules: tuple[tuple[int, int], ...] = ()
+    """Diffusion steps in the first and the last autoregressive step; none keeps the evaluation's."""
     images: int = 10_000
     """Images of each trial."""
     seed: int = 0
@@ -23,5 +25,13 @@ class SamplingSweep:
 
     def settings(self, base: Sampling) -> list[Sampling]:
         """Return the sampling of each trial."""
-        combinations = itertools.product(self.temperature, self.cfg_scale, self.ar_steps)
-        return [replace(base, temperature=t, cfg_scale=c, ar_steps=a) for t, c, a in combinations]
+        schedules = [DiffusionSteps(first=first, last=last) for first, last in self.step_schedules]
+        combinations = itertools.product(
+            self.temperature, self.cfg_scale, self.ar_steps, schedules or [base.diffusion_steps]
+        )
+        return [
+            replace(
+                base, temperature=temperature, cfg_scale=cfg_scale, ar_steps=ar_steps, diffusion_steps=diffusion_steps
+            )
+            for temperature, cfg_scale, ar_steps, diffusion_steps in combinations
+        ]

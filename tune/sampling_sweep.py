@@ -1,4 +1,4 @@
-"""Sampling sweep with Ray Tune: temperature x guidance x autoregressive steps over one checkpoint, no training."""
+"""Sampling sweep with Ray Tune over one checkpoint: temperature x guidance x autoregressive steps x step schedule."""
 
 import json
 import time
@@ -67,6 +67,7 @@ def sampling_sweep(
         "metric": metric_name(features, sweep.images),
         "best_fd": best["fd"],
         "best": best["sampling"],
+        "best_label": best["label"],
     }
 
 
@@ -109,20 +110,22 @@ def _trial(config: dict[str, Any], trials: Trials) -> None:
         images = generator.draw(generator.labels(span), span, trials.sweep.seed, sampling)
         first += list(images) if begin == 0 else []
         parts.append(FeatureSums.of(extractor(images)))
+    steps = sampling.diffusion_steps
     result = {
+        "label": f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR x "
+        f"{steps.first}..{steps.last} diffusion steps",
         "sampling": canonical(sampling),
         "images": trials.sweep.images,
         "seed": trials.sweep.seed,
         "fd": round(frechet_distance(reduce(FeatureSums.__add__, parts), reference), 4),
         "seconds": round(time.monotonic() - start, 2),
     }
-    label = f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR steps"
     path = trial_path(location(trials.out), sampling, trials.sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = sample_grid(first.__getitem__, len(first), generator.card.classes)
     picture.save(Path(str(path)).with_suffix(".png"))
     write_json(path, result)
-    ray.tune.report({**result, "label": label})
+    ray.tune.report(result)
 
 
 @lru_cache(maxsize=1)

@@ -44,6 +44,9 @@ TINY = [
     "2.0",
     "--tune.ar-steps",
     "2",
+    "--tune.step-schedules",
+    "5",
+    "2",
     "--tune.images",
     "16",
 ]

@@ -46,6 +46,38 @@ def test_moments_are_read_back_bit_equal_and_mapped(store, moments):
     assert all(isinstance(column, np.memmap) for pair in opened._moments for column in pair)
 
 
+def test_remote_store_fetches_the_rows_asked_for_once_and_shares_them(store, moments, tmp_path, monkeypatch):
+    remote = location(f"memory://{tmp_path.name}/store")
+    remote.fs.put(f"{store}/", remote.path, recursive=True)
+    fetched = []
+    cat_ranges = type(remote.fs).cat_ranges
+
+    def counted(self, paths, starts, ends, **options):
+        fetched.append(sum(end - start for start, end in zip(starts, ends, strict=True)))
+        return cat_ranges(self, paths, starts, ends, **options)
+
+    monkeypatch.setattr(type(remote.fs), "cat_ranges", counted)
+    cache = tmp_path / "cache"
+    opened, sibling = LatentStore(remote, cache), LatentStore(remote, cache)
+    local = LatentStore(store)
+    assert np.array_equal(opened.labels, local.labels)
+    assert np.array_equal(opened.batch(0, range(40)).latents, local.batch(0, range(40)).latents)
+    assert fetched == [40 * LAYOUT.bytes]
+    assert np.array_equal(sibling.batch(0, range(50)).latents, local.batch(0, range(50)).latents)
+    assert fetched == [40 * LAYOUT.bytes, 10 * LAYOUT.bytes]
+    indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
+    assert np.array_equal(opened.moments(indices, flips), moments[flips, indices])
+
+
+def test_remote_shard_that_ends_too_early_is_an_error(store, tmp_path):
+    remote = location(f"memory://{tmp_path.name}/short")
+    remote.fs.put(f"{store}/", remote.path, recursive=True)
+    opened = LatentStore(remote, tmp_path / "cache")
+    (remote / "shards" / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"a\.parquet: ends before the manifest says"):
+        opened.moments(np.arange(700), np.zeros(700, int))
+
+
 def test_store_is_plain_parquet(store, moments):
     import duckdb
 
