@@ -1,8 +1,14 @@
-"""Encoder: the Ray Data actor that turns decoded images into moments. A plain class; needs no Ray."""
+"""What turns decoded images into moments on the workers of the tokenization job. Plain classes; need no Ray."""
+
+import time
+from typing import Any
 
 import numpy as np
 import torch
 
+from infra.storage import location, write_atomic
+from tokenize_jobs.config import Weights
+from tokenize_jobs.latents import Layout, parquet_bytes, to_table
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8
 
@@ -27,3 +33,36 @@ class Encoder:
             padded[: len(batch)] = batch[:, :, ::-1] if flip else batch
             parts.append(self.tokenizer.encode(from_uint8(padded, self.device))[: len(batch)].half().cpu().numpy())
         return np.concatenate(parts)
+
+
+class PartEncoder:
+    """Encodes a part and stages its moments; passes on only names and counts."""
+
+    def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
+        self.encoder, self.layout, self.staging = (
+            Encoder(weights.kind, weights.path, batch_size),
+            layout,
+            location(staging),
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.time()
+        keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
+        if keys:
+            images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
+            moments, flipped = self.encoder(images), self.encoder(images, flip=True)
+        stopped, fault = time.time(), row["fault"]
+        if keys:
+            try:
+                write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
+            except OSError as error:
+                fault = str(error)
+        kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
+        return {
+            **{name: row[name] for name in kept},
+            "fault": fault,
+            "rows": len(keys),
+            "path": str(path),
+            "started": started,
+            "stopped": stopped,
+        }

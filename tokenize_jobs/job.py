@@ -12,9 +12,6 @@ import shutil
 import uuid
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from upath import UPath
@@ -22,10 +19,11 @@ from upath import UPath
 from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.storage import location
+from tokenize_jobs.committer import Committer
 from tokenize_jobs.config import Tokenize, Weights
-from tokenize_jobs.latents import MANIFEST, Layout, commit_shard, committed, publish, to_table
-from tokenize_jobs.parts import PartEncoder, PartReader, Rates
+from tokenize_jobs.encoder import PartEncoder
+from tokenize_jobs.latents import Layout, committed, publish
+from tokenize_jobs.parts import PartReader, Rates
 from tokenize_jobs.sources import Manifest, Shard
 from tokenize_jobs.tokenizers import load
 
@@ -152,31 +150,6 @@ def _run(
         progress.update(finished, rates.line())
     ray.get(commits)
     return rates.measured()
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Committer:
-    """One process for the whole job: a task for each shard would start as many, and take the encoders' cores."""
-
-    def __init__(self, out: str, layout: Layout) -> None:
-        self.root, self.layout = location(out), layout
-
-    def commit(self, name: str, paths: list[str], quarantined: list[tuple[str, str]]) -> None:
-        """Join the staged parts of a shard, commit it and drop the parts."""
-        try:
-            tables = []
-            for path in map(location, paths):
-                with path.open("rb") as file:
-                    tables.append(pq.read_table(file))
-        except FileNotFoundError:
-            if (self.root / MANIFEST).exists() or (self.root / "shards" / f"{name}.json").exists():
-                return  # another job finished this store meanwhile, or this call is a repetition
-            raise
-        empty = np.zeros((0, *self.layout.shape), np.float16)
-        table = pa.concat_tables(tables) if tables else to_table(self.layout, [], [], empty, empty)
-        commit_shard(self.root, name, table.combine_chunks(), self.layout, quarantined)
-        for path in map(location, paths):
-            path.unlink(missing_ok=True)
 
 
 def _remove(folder: UPath) -> None:

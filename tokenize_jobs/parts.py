@@ -1,19 +1,14 @@
-"""What runs on the workers of the tokenization job, and what the driver makes of their times. Needs no Ray.
+"""What reads for the encoders, and what the driver makes of their times. Needs neither Ray nor torch.
 
 shard -> parts of up to PART_IMAGES decoded images (PartReader) -> staged moments, names and counts (PartEncoder)
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from infra.storage import location, write_atomic
-from tokenize_jobs.config import Weights
 from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.encoder import Encoder
-from tokenize_jobs.latents import Layout, parquet_bytes, to_table
 from tokenize_jobs.sources import Manifest, Shard, read_shard
 
 PART_IMAGES = 256
@@ -78,39 +73,6 @@ class _Part:
             "size": self.size,
             "rejected_keys": [key for key, _ in self.rejected],
             "rejected_reasons": [reason for _, reason in self.rejected],
-        }
-
-
-class PartEncoder:
-    """Encodes a part and stages its moments; passes on only names and counts."""
-
-    def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
-        self.encoder, self.layout, self.staging = (
-            Encoder(weights.kind, weights.path, batch_size),
-            layout,
-            location(staging),
-        )
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        started = time.time()
-        keys, path = list(row["keys"]), self.staging / f"{row['shard']:06d}-{row['index']:06d}.parquet"
-        if keys:
-            images = np.frombuffer(row["images"], np.uint8).reshape(len(keys), row["size"], row["size"], 3)
-            moments, flipped = self.encoder(images), self.encoder(images, flip=True)
-        stopped, fault = time.time(), row["fault"]
-        if keys:
-            try:
-                write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
-            except OSError as error:
-                fault = str(error)
-        kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
-        return {
-            **{name: row[name] for name in kept},
-            "fault": fault,
-            "rows": len(keys),
-            "path": str(path),
-            "started": started,
-            "stopped": stopped,
         }
 
 

@@ -1,0 +1,34 @@
+"""The actor of the tokenization job that turns the staged parts of a shard into the shard. Imports no torch."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from infra.storage import location
+from tokenize_jobs.latents import MANIFEST, Layout, commit_shard, to_table
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Committer:
+    """One process for the whole job: a task for each shard would start as many, and take the encoders' cores."""
+
+    def __init__(self, out: str, layout: Layout) -> None:
+        self.root, self.layout = location(out), layout
+
+    def commit(self, name: str, paths: list[str], quarantined: list[tuple[str, str]]) -> None:
+        """Join the staged parts of a shard, commit it and drop the parts."""
+        try:
+            tables = []
+            for path in map(location, paths):
+                with path.open("rb") as file:
+                    tables.append(pq.read_table(file))
+        except FileNotFoundError:
+            if (self.root / MANIFEST).exists() or (self.root / "shards" / f"{name}.json").exists():
+                return  # another job finished this store meanwhile, or this call is a repetition
+            raise
+        empty = np.zeros((0, *self.layout.shape), np.float16)
+        table = pa.concat_tables(tables) if tables else to_table(self.layout, [], [], empty, empty)
+        commit_shard(self.root, name, table.combine_chunks(), self.layout, quarantined)
+        for path in map(location, paths):
+            path.unlink(missing_ok=True)
