@@ -31,11 +31,16 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def mar():
-    """Run the command line in a process of its own; returns the finished process with its output."""
+def no_cluster():
+    """Stop the tests' own cluster, which has done its part: two on one host slow each other down."""
     import ray
 
-    ray.shutdown()  # the tests' own cluster has done its part: two on one host slow each other down
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mar(no_cluster):
+    """Run the command line in a process of its own; returns the finished process with its output."""
 
     def run(*words: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess:
         clean = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.e2e
     [
         (["run", "emoji-33"], {}, "Did you mean 'emoji-32'"),
         (["rnu", "emoji-32"], {}, "Did you mean 'run'"),
-        (["run", "emoji-32", "--train.train-step", "3"], {}, "--train.train-steps"),
         (["run", "nowhere.json"], {}, "nowhere.json: cannot be read"),
         (["run", "imagenet-256-mar-b", "--images.path", "/nowhere"], {}, "/nowhere: no such folder"),
         (["tokenize", "--source", "/nowhere", "--tokenizer", "pixels"], {}, "no such folder"),
@@ -35,15 +34,33 @@ pytestmark = pytest.mark.e2e
         (["ui"], {}, "no runs are recorded"),
     ],
 )
-def test_bad_input_gives_one_clear_line_and_exit_code_two(mar, tmp_path, words, environment, message):
+def test_bad_input_gives_one_clear_line_and_exit_code_two(
+    no_cluster, mar_here, monkeypatch, tmp_path, words, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     takes_out = words[0] in ("run", "sample", "ui") and "--compute.out" not in words
     out = ["--compute.out", str(tmp_path)] if takes_out else ["--out", str(tmp_path)] if "--source" in words else []
-    done = mar(*words, *out, timeout=60, **environment)
+    done = mar_here(*words, *out)
     assert done.returncode == 2, done.stderr
     plain = re.sub(r"[│╭╮╰╯─\s]+", " ", done.stderr + done.stdout)
     assert message in plain
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("artifact.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "emoji-33"], "Did you mean 'emoji-32'"),
+        (["run", "emoji-32", "--train.train-step", "3"], "--train.train-steps"),
+    ],
+)
+def test_bad_input_ends_the_process_with_exit_code_two(mar, words, message):
+    done = mar(*words, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
