@@ -3,7 +3,7 @@
     shards -> (part of a shard: up to PART_IMAGES uint8 images) -> (moments of the part, staged) -> shard committed
 
 A part is one row, so that its images stay together; the driver sees only names and counts. When all parts of a
-shard are staged, a task joins them into the shard's file and writes its commit record. A killed job leaves
+shard are staged, one actor joins them into the shard's file and writes its commit record. A killed job leaves
 committed shards, which are not read again, and staged parts, which are made anew.
 """
 
