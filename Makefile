@@ -3,6 +3,9 @@ BIN := $(VENV)/bin
 # uv installs several times faster; pip is there for whoever's index settings only pip knows
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(BIN)/pip install --quiet $(1)
 
+# a run starts dozens of Python processes; where this is set, each would compile torch, Ray and MLflow anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check unit chaos bench ui clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'

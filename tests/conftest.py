@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -38,16 +39,26 @@ def no_cluster():
     ray.shutdown()
 
 
+@contextlib.contextmanager
+def environment_of_a_newcomer(more: dict[str, str]):
+    """Hide the variables that MLflow and Ray leave behind in a process that used them; add `more`."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.environ.update(more)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mar(no_cluster):
     """Run the command line in a process of its own; returns the finished process with its output."""
 
     def run(*words: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess:
-        clean = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-        return subprocess.run(
-            [sys.executable, "-m", "pipeline", *words],
-            cwd=REPOSITORY, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+        with environment_of_a_newcomer(environment):
+            return subprocess.run(
+                [sys.executable, "-m", "pipeline", *words],
+                cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout,
+            )  # fmt: skip
 
     return run
 
@@ -57,9 +68,10 @@ def mar_here():
     """Run a command line that starts no cluster in this process, which has everything imported; returns what `mar` does."""
     from pipeline.cli import main
 
-    def run(*words: str) -> subprocess.CompletedProcess:
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
         output, errors = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        streams = contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)
+        with environment_of_a_newcomer(environment), streams[0], streams[1]:
             code = main(words)
         return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 

@@ -34,14 +34,10 @@ pytestmark = pytest.mark.e2e
         (["ui"], {}, "no runs are recorded"),
     ],
 )
-def test_bad_input_gives_one_clear_line_and_exit_code_two(
-    no_cluster, mar_here, monkeypatch, tmp_path, words, environment, message
-):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_bad_input_gives_one_clear_line_and_exit_code_two(no_cluster, mar_here, tmp_path, words, environment, message):
     takes_out = words[0] in ("run", "sample", "ui") and "--compute.out" not in words
     out = ["--compute.out", str(tmp_path)] if takes_out else ["--out", str(tmp_path)] if "--source" in words else []
-    done = mar_here(*words, *out)
+    done = mar_here(*words, *out, **environment)
     assert done.returncode == 2, done.stderr
     plain = re.sub(r"[│╭╮╰╯─\s]+", " ", done.stderr + done.stdout)
     assert message in plain
