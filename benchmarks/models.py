@@ -69,7 +69,7 @@ def cases() -> list[Case]:
     small = [Case("small", 64), Case("small", 1, 4, few, rounds=7), Case("small", 16, 4, few, rounds=5)]
     return [
         *small,
-        Case("small", 128, 4, few),
+        Case("small", 256, 4, few),
         Case("MAR-B", 4),
         Case("MAR-B", 2, 4, few),
     ]
@@ -216,7 +216,7 @@ def main() -> None:
     for case in cases():
         if chosen not in (None, case.model):
             continue
-        both = DEVICE.type == "cpu" and case.model == "small" and case.batch < 100
+        both = DEVICE.type == "cpu" and case.model == "small" and case.batch < 256
         for precision in ("fp32", "bf16") if both else ("bf16",) if DEVICE.type == "cuda" else ("fp32",):
             say(row(case, precision))
 

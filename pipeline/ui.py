@@ -32,21 +32,10 @@ def serve(config: UI) -> int:
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):  # noqa: PTH110
         raise InputError(f"{uri}: no runs are recorded there yet; give --compute.out, or `mar run` a recipe first")
     command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--default-artifact-root",
-        f"{root}/mlartifacts",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(config.port),
-        "--workers",
-        "1",
-    ]
+        sys.executable, "-m", "mlflow", "server", "--workers", "1",
+        "--backend-store-uri", uri, "--default-artifact-root", f"{root}/mlartifacts",
+        "--host", "127.0.0.1", "--port", str(config.port),
+    ]  # fmt: skip
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"  # noqa: PTH120  MLflow finds uvicorn by PATH
     say(f"MLflow UI: http://127.0.0.1:{config.port}  (Ctrl-C ends it)")
     server = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PATH": path})

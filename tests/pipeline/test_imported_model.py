@@ -53,17 +53,8 @@ def model(published, mar_here):
 def test_imported_model_is_sampled_and_exported_unchanged(published, model, mar_here, tmp_path):
     _, official = published
     directory, tokenizer = model
-    done = mar_here(
-        "sample",
-        str(directory),
-        "--tokenizer",
-        tokenizer,
-        "--per-class",
-        "2",
-        "--to",
-        str(tmp_path),
-        *steps("sampling"),
-    )
+    common = ("sample", str(directory), "--tokenizer", tokenizer, *steps("sampling"))
+    done = mar_here(*common, "--per-class", "2", "--to", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*-class*.png"))) == 6
     assert np.asarray(Image.open(tmp_path / "000000-class0.png")).shape == (64, 64, 3)

@@ -230,13 +230,7 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
         experiment = client.get_experiment_by_name("mar-pipeline").experiment_id
         trials = [run for run in client.search_runs([experiment]) if run.info.run_name.startswith("t1 cfg")]
         ids = json.dumps([run.info.run_id for run in trials]).replace(" ", "")
-        flags = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
+        flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
         with sync_playwright() as playwright:
             page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
                 viewport={"width": 1700, "height": 1900}

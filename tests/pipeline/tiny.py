@@ -5,51 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = [
-    "--images.classes",
-    "face",
-    "flag",
-    "--train.model.num-classes",
-    "2",
-    "--tokenizer.train-steps",
-    "20",
-    "--tokenizer.width",
-    "16",
-    "--train.model.encoder-width",
-    "32",
-    "--train.model.decoder-width",
-    "32",
-    "--train.model.head.width",
-    "32",
-    "--train.train-steps",
-    "12",
-    "--train.batch-size",
-    "16",
-    "--train.checkpoint-every",
-    "4",
-    "--train.log-every",
-    "2",
-    "--evaluate.generate.images",
-    "24",
-    "--evaluate.reference-images",
-    "40",
-    "--evaluate.generate.sampling.diffusion-steps.first",
-    "5",
-    "--evaluate.generate.sampling.diffusion-steps.last",
-    "5",
-    "--tune.temperature",
-    "1.0",
-    "--tune.cfg-scale",
-    "1.0",
-    "2.0",
-    "--tune.ar-steps",
-    "2",
-    "--tune.step-schedules",
-    "5",
-    "2",
-    "--tune.images",
-    "16",
-]
+TINY = """
+    --images.classes face flag --train.model.num-classes 2
+    --tokenizer.train-steps 20 --tokenizer.width 16
+    --train.model.encoder-width 32 --train.model.decoder-width 32 --train.model.head.width 32
+    --train.train-steps 12 --train.batch-size 16 --train.checkpoint-every 4 --train.log-every 2
+    --evaluate.generate.images 24 --evaluate.reference-images 40
+    --evaluate.generate.sampling.diffusion-steps.first 5 --evaluate.generate.sampling.diffusion-steps.last 5
+    --tune.temperature 1.0 --tune.cfg-scale 1.0 2.0 --tune.ar-steps 2 --tune.step-schedules 5 2 --tune.images 16
+""".split()
 
 
 def wait_until(reached: Callable[[], object], seconds: float, what: str) -> None:

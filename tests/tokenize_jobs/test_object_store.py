@@ -53,17 +53,7 @@ def s3(tmp_path_factory, free_port):
 
 def arguments(out):
     return (
-        "tokenize",
-        "--source",
-        "s3://images/source",
-        "--num-classes",
-        "2",
-        "--tokenizer",
-        "pixels",
-        "--image-size",
-        "16",
-        "--out",
-        out,
+        f"tokenize --source s3://images/source --num-classes 2 --tokenizer pixels --image-size 16 --out {out}".split()
     )
 
 
