@@ -75,6 +75,7 @@ def _log_model(run_id: str, plan: Plan, best: dict[str, Any]) -> str:
                 artifacts={"package": str(package)},
                 code_paths=[str(repository / room) for room in _ROOMS],
                 signature=signature,
+                input_example=pd.DataFrame({"class_id": [0, 1]}),
                 pip_requirements=[
                     "torch",
                     "safetensors",
