@@ -31,15 +31,20 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
     return Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).timeit(repeats).mean
 
 
-def interleaved(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, measured in turns after one warm-up, so that all see the same machine."""
+def interleaved(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each in every round, in turns after one warm-up, so that all see the same machine."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             times[name].append(seconds(work))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """Return the median over the rounds of the ratio within a round: a machine that slows for a while moves both."""
+    return statistics.median(first / second for first, second in zip(over, under, strict=True))
 
 
 def square_products(dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
