@@ -70,8 +70,11 @@ def mar_here():
 
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
         output, errors = io.StringIO(), io.StringIO()
-        streams = contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)
-        with environment_of_a_newcomer(environment), streams[0], streams[1]:
+        with (
+            environment_of_a_newcomer(environment),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
             code = main(words)
         return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 

@@ -52,9 +52,8 @@ def s3(tmp_path_factory, free_port):
 
 
 def arguments(out):
-    return (
-        f"tokenize --source s3://images/source --num-classes 2 --tokenizer pixels --image-size 16 --out {out}".split()
-    )
+    words = "tokenize --source s3://images/source --num-classes 2 --tokenizer pixels --image-size 16 --out"
+    return (*words.split(), out)
 
 
 def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch):
