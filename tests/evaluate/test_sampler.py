@@ -1,0 +1,166 @@
+"""Properties of the sampler that hold for any weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.orders import generation_order, reveal_counts
+from evaluate.sampler import ImageNoise, Known, sample
+from infra.errors import InputError
+from tests.small_model import ORDER_OF, randomised, small
+from train.models.build import build_model
+from train.models.diffusion import sampling_tables
+from train.models.head import HeadSampling
+from train.models.masking import cosine_reveal
+
+FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), order="raster")
+
+
+@given(st.integers(1, 400), st.data())
+@settings(deadline=None)
+def test_reveal_counts_every_token_once_and_at_least_one_a_step(tokens, data):
+    steps = data.draw(st.integers(1, tokens))
+    for counts in (cosine_reveal(tokens, steps), reveal_counts("gtr", tokens, steps)):
+        assert sum(counts) == tokens
+        assert len(counts) == steps
+        assert min(counts) >= 1
+
+
+def test_cosine_reveal_equals_the_published_counts():
+    assert cosine_reveal(256, 8) == [5, 15, 24, 31, 39, 45, 48, 49]
+    assert cosine_reveal(256, 16) == [2, 3, 7, 8, 11, 13, 15, 16, 19, 20, 22, 23, 23, 25, 24, 25]
+    assert cosine_reveal(256, 256) == [1] * 256
+
+
+@pytest.mark.parametrize("kind", ["random", "raster", "halton", "gtr"])
+def test_generation_order_is_a_permutation_of_the_tokens(kind):
+    order = generation_order(kind, ImageNoise(0, range(3)).order(64))
+    assert torch.equal(order.sort(1).values, torch.arange(64).expand(3, -1))
+
+
+def test_gtr_order_generates_the_even_squares_first():
+    order = generation_order("gtr", ImageNoise(0, [0]).order(64))[0]
+    parity = (order // 8 + order % 8) % 2
+    assert parity.tolist() == [0] * 32 + [1] * 32
+
+
+@pytest.mark.parametrize("generation", ["random-causal", "raster-causal"])
+@torch.no_grad()
+def test_causal_cached_sampling_equals_uncached(generation):
+    config = small(generation)
+    model = randomised(config)
+    settings_ = replace(FAST, order=ORDER_OF[generation])
+    labels = torch.tensor([0, 1, 2])
+    cached = sample(model, labels, ImageNoise(0, range(3)), settings_)
+    original = model.conditions
+
+    def from_scratch(state, tokens, start, stop):
+        return original(model.begin(state.class_vectors, state.order), tokens, start, stop)
+
+    model.conditions = from_scratch
+    torch.testing.assert_close(sample(model, labels, ImageNoise(0, range(3)), settings_), cached, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_image_does_not_depend_on_its_batch(kind):
+    model = randomised(small(kind=kind))
+    settings_ = replace(FAST, ar_steps=5, order="random", cfg_scale=2.0)
+    together = sample(model, torch.arange(4), ImageNoise(7, range(4)), settings_)
+    for index in range(4):
+        alone = sample(model, torch.tensor([index]), ImageNoise(7, [index]), settings_)
+        torch.testing.assert_close(alone[0], together[index], rtol=1e-3, atol=1e-3 * together.abs().max().item())
+
+
+def test_sampling_with_cfg_scale_one_equals_unguided_bit_for_bit():
+    model, settings_ = randomised(small()), replace(FAST, ar_steps=4, order="random")
+    unguided = sample(model, torch.arange(3), ImageNoise(0, range(3)), replace(settings_, cfg_scale=1.0))
+    constant = sample(
+        model, torch.arange(3), ImageNoise(0, range(3)), replace(settings_, cfg_scale=1.0, cfg_schedule="constant")
+    )
+    assert torch.equal(unguided, constant)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"diffusion_steps": DiffusionSteps(first=6, last=6, shape="two-stage")},
+        {"diffusion_steps": DiffusionSteps(first=6, last=6, shape="linear")},
+        {"max_timestep": 999},
+    ],
+)
+def test_accelerator_at_its_neutral_setting_equals_the_base_sampler_bit_for_bit(same):
+    model, base = randomised(small()), replace(FAST, ar_steps=4, order="random")
+    plain = sample(model, torch.arange(2), ImageNoise(0, range(2)), base)
+    assert torch.equal(sample(model, torch.arange(2), ImageNoise(0, range(2)), replace(base, **same)), plain)
+
+
+def test_diffusion_steps_follow_the_annealing_rule():
+    steps = DiffusionSteps(first=50, last=5)
+    assert [steps.at(k, 4) for k in range(4)] == [50, 5 + 30, 5 + 15, 5]
+    assert steps.label() == "50..5"
+    assert [DiffusionSteps(first=50, last=5, shape="two-stage").at(k, 4) for k in range(4)] == [50, 50, 5, 5]
+
+
+@pytest.mark.parametrize("generation", ["masked", "random-causal"])
+def test_editing_returns_kept_tokens_unchanged_and_draws_the_others(generation):
+    model = randomised(small(generation))
+    latents = torch.randn(2, 3, 4, 4)
+    keep = torch.zeros(4, 4, dtype=torch.bool)
+    keep[:2] = True
+    settings_ = replace(FAST, ar_steps=8, order="random")
+    edited = sample(model, torch.tensor([0, 1]), ImageNoise(0, range(2)), settings_, Known(latents, keep.flatten()))
+    assert torch.equal(edited[:, :, :2], latents[:, :, :2])
+    assert not torch.isclose(edited[:, :, 2:], latents[:, :, 2:]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "message"),
+    [
+        ({"ar_steps": 17}, [0], "from 1 to the 16 tokens"),
+        ({}, [5], "labels must be from 0 to 4"),
+        ({"cfg_scale": 2.0}, [0], "label_drop 0"),
+        ({"diffusion_steps": DiffusionSteps(first=0, last=0)}, [0], "at least 1"),
+    ],
+)
+def test_sample_bad_settings_are_refused_before_any_compute(changes, labels, message):
+    model = randomised(small(label_drop=0.0))
+    with pytest.raises(InputError, match=message):
+        sample(model, torch.tensor(labels), ImageNoise(0, [0]), replace(FAST, **changes))
+
+
+def test_sample_mask_of_another_size_is_refused():
+    with pytest.raises(InputError, match="16 tokens"):
+        sample(
+            randomised(small()),
+            torch.tensor([0]),
+            ImageNoise(0, [0]),
+            FAST,
+            Known(torch.zeros(1, 3, 4, 4), torch.ones(9).bool()),
+        )
+
+
+def test_untrained_model_in_bf16_draws_finite_latents():
+    model = build_model(small()).eval()
+    settings_ = replace(FAST, ar_steps=4, order="random", cfg_scale=3.0, precision="bf16")
+    latents = sample(model, torch.arange(2), ImageNoise(0, range(2)), settings_)
+    assert latents.isfinite().all()
+    assert latents.dtype == torch.float32
+
+
+def test_sampling_step_compiles_into_one_graph():
+    model = randomised(small())
+    settings, tables = HeadSampling(steps=5), sampling_tables(5, None, torch.device("cpu"))
+    vectors, order = model.class_vectors(torch.arange(4), 4), torch.stack([torch.randperm(16) for _ in range(4)])
+
+    @torch.no_grad()
+    def step(vectors, order, tokens, noise):
+        condition = model.conditions(model.begin(vectors, order), tokens, 4, 7).flatten(0, 1)
+        return model.diffloss.denoise(condition, noise, settings, tables, condition * 0, 2.0)
+
+    given = vectors, order, torch.randn(4, 16, 3), torch.randn(5, 12, 3)
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(*given), step(*given), rtol=1e-4, atol=1e-4)
