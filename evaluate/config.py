@@ -35,6 +35,10 @@ class DiffusionSteps:
             return self.first
         return self.last + (ar_steps - 1 - step) * (self.first - self.last) // (ar_steps - 1)
 
+    def label(self) -> str:
+        """Return '100', or 'first..last' where they differ."""
+        return f"{self.first}" if self.first == self.last else f"{self.first}..{self.last}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -56,6 +60,8 @@ class Sampling:
     """Guidance grows linearly with the share of revealed tokens, or is constant."""
     order: Order = "random"
     """Which tokens come first."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast, with norms and the head's output in float32; the tokenizer decodes in float32."""
 
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:
         """Return the guidance of the step after which `masked_after` tokens are still masked."""

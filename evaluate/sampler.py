@@ -123,23 +123,24 @@ def sample(
         given = int(known.keep.sum())
     order = order.to(device)
 
-    guided = settings.cfg_scale != 1.0 and labels is not None
-    vectors = model.class_vectors(labels.to(device) if labels is not None else None, batch)
-    if guided:
-        vectors, order = torch.cat([vectors, model.class_vectors(None, batch)]), order.repeat(2, 1)
-    state = model.begin(vectors, order)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        guided = settings.cfg_scale != 1.0 and labels is not None
+        vectors = model.class_vectors(labels.to(device) if labels is not None else None, batch)
+        if guided:
+            vectors, order = torch.cat([vectors, model.class_vectors(None, batch)]), order.repeat(2, 1)
+        state = model.begin(vectors, order)
 
-    start = given
-    for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
-        head = head_sampling(settings, step)
-        draws = noise.normal(head.steps, count, channels).to(device, non_blocking=True).flatten(1, 2)
-        condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
-        condition, null = (
-            (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
-        )
-        cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
-        drawn = model.diffloss.sample(condition, draws, head, null, cfg_scale)
-        positions = order[:batch, start : start + count].sort(1).values
-        tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
-        start += count
+        start = given
+        for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
+            head = head_sampling(settings, step)
+            draws = noise.normal(head.steps, count, channels).to(device, non_blocking=True).flatten(1, 2)
+            condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
+            condition, null = (
+                (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
+            )
+            cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
+            drawn = model.diffloss.sample(condition, draws, head, null, cfg_scale)
+            positions = order[:batch, start : start + count].sort(1).values
+            tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
+            start += count
     return unpatchify(tokens, config.patch_size)

@@ -64,7 +64,7 @@ def emoji_32() -> Recipe:
 
 def _imagenet_256(name: str, model: Train, cfg_scale: float) -> Recipe:
     """ImageNet at 256 px as published: KL-16 latents, 400 epochs, 256 AR steps x 100 diffusion steps, FID-50K."""
-    sampling = Sampling(ar_steps=256, cfg_scale=cfg_scale)
+    sampling = Sampling(ar_steps=256, cfg_scale=cfg_scale, precision="bf16")
     return Recipe(name=name, train=model, evaluate=Evaluate(generate=Generate(sampling=sampling)))
 
 

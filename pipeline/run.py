@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
+from evaluate.config import DiffusionSteps
 from infra.artifact import Artifact, Step, load
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import say, stage, table
@@ -231,12 +232,12 @@ def say_distances(evaluation: Artifact) -> None:
         rows.append(("held-out real images (floor)", measured["fd_heldout"]))
     say(table(rows, ("against the training images", measured["metric"])))
     sampling, seed = conditions["sampling"], conditions["seed"]
-    steps = f"{sampling['ar_steps']} AR x {sampling['diffusion_steps']['first']} diffusion steps"
+    steps = f"{sampling['ar_steps']} AR x {DiffusionSteps(**sampling['diffusion_steps']).label()} diffusion steps"
     say(
         f"  {conditions['reference_images']} reference images, {conditions['heldout_images']} held out; "
         f"{'EMA' if conditions['ema'] else 'raw'} weights; "
         f"{steps}, CFG {sampling['cfg_scale']} {sampling['cfg_schedule']}, temperature {sampling['temperature']}; "
-        f"seed {seed}"
+        f"{sampling['precision']}, seed {seed}"
         + ("; fewer images than features: compare within this table only" if conditions["rank_deficient"] else "")
     )
 

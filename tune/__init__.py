@@ -1,1 +1,1 @@
-"""Sweeps: many samplings of one checkpoint, or many trainings."""
+"""Sweeps: many samplings of one checkpoint."""

@@ -110,10 +110,9 @@ def _trial(config: dict[str, Any], trials: Trials) -> None:
         images = generator.draw(generator.labels(span), span, trials.sweep.seed, sampling)
         first += list(images) if begin == 0 else []
         parts.append(FeatureSums.of(extractor(images)))
-    steps = sampling.diffusion_steps
     result = {
         "label": f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR x "
-        f"{steps.first}..{steps.last} diffusion steps",
+        f"{sampling.diffusion_steps.label()} diffusion steps",
         "sampling": canonical(sampling),
         "images": trials.sweep.images,
         "seed": trials.sweep.seed,
