@@ -99,5 +99,6 @@ class Extractor:
         found, batch_size = [], 64 if self.device == "cuda" else 16  # a processor's cache holds few images' layers
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
-            found.append(self.network(batch.to(self.device))[0].double().cpu().numpy())
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # its convolutions would take it
+                found.append(self.network(batch.to(self.device))[0].double().cpu().numpy())
         return np.concatenate(found)

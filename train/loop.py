@@ -38,7 +38,6 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     config, context = job.config, ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.cores)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = ray.train.torch.get_device()
     store = LatentStore(job.latents)
     model = new_model(config).to(device)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from train.config import Train
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: without decay all vectors, biases and the whole loss head; with decay the rest."""
@@ -33,7 +35,7 @@ def learning_rate(
 class Optimization:
     """AdamW (0.9, 0.95), its schedule and its gradient clip: all of what a step needs to move the weights."""
 
-    def __init__(self, model: nn.Module, config: Any) -> None:  # noqa: ANN401  train.trainer.Train, which imports this
+    def __init__(self, model: nn.Module, config: Train) -> None:
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
         groups = parameter_groups(model, config.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)

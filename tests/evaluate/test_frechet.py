@@ -69,6 +69,13 @@ def test_distance_of_images_equals_torch_fidelitys_own():
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
 
 
+def test_extractor_lets_no_convolution_round_to_tf32():
+    extractor, allowed = Extractor(Features(name=LITE0)), []
+    extractor.network.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    extractor(random_images(3, 2))
+    assert allowed == [False]
+
+
 def test_extractor_features_do_not_depend_on_the_batch():
     extractor, images = Extractor(Features(name=LITE0)), random_images(3, 8)
     together = extractor(images)

@@ -35,10 +35,9 @@ def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[i
         rows = images[draws.integers(len(images), size=config.batch_size)]
         rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
         batch = from_uint8(rows, device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            mean, log_variance = model.moments(batch).float().clamp(-30, 20).chunk(2, 1)
-            noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
-            decoded = model.images(mean + torch.exp(0.5 * log_variance) * noise).float()
+        mean, log_variance = model.moments(batch).clamp(-30, 20).chunk(2, 1)
+        noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
+        decoded = model.images(mean + torch.exp(0.5 * log_variance) * noise)
         error = F.mse_loss(decoded, batch)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = F.l1_loss(decoded, batch) + error + config.kl_weight * kl
