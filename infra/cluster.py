@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from upath import UPath
 
@@ -16,6 +17,8 @@ from infra.fingerprint import where
 from infra.storage import is_local
 
 _CONNECT_SECONDS = 5
+# a worker that asked Ray for no GPU would see them all, and torch would take the first
+_HIDE_GPUS_NOT_LENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def quiet_environment() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the training loop does not ask it; saves a process
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **_HIDE_GPUS_NOT_LENT,
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not only the sweep
@@ -61,6 +64,8 @@ def quiet_environment() -> None:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }
+    if (Path.home() / ".ray" / "auth_token").exists():  # clusters started here ask for it, the others let it pass
+        defaults["RAY_AUTH_MODE"] = "token"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -83,7 +88,7 @@ def connected(compute: Compute) -> Iterator[None]:
     local_cpus = max(os.cpu_count() or 1, compute.encoders + 1)  # one reads for the encoders
     if not address:  # this machine is known before Ray has started
         _check_resources(compute, {"CPU": local_cpus, "GPU": _local_gpus() if compute.gpus_per_worker else 0})
-    options = {"address": address} if address else {
+    options = {"address": address, "runtime_env": {"env_vars": _HIDE_GPUS_NOT_LENT}} if address else {
         "address": "local", "num_cpus": local_cpus, "include_dashboard": False, "object_store_memory": 512 << 20,
     }  # fmt: skip
     try:
@@ -91,7 +96,8 @@ def connected(compute: Compute) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(
-            f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason})"
+            f"--compute.address {address or 'local'}: no Ray cluster could be reached ({reason}). If it asks for a "
+            "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from None
     try:
         _check_resources(compute, ray.cluster_resources())
