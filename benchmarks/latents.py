@@ -8,6 +8,7 @@ Without a folder it tokenizes pictures of its own with a small autoencoder. Prin
 import argparse
 import io
 import json
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import conditions
+from benchmarks.machine import conditions, ratio
 from infra.cluster import Compute, quiet_environment
 from infra.console import say
 from infra.storage import location
@@ -130,15 +131,21 @@ def warm_rate(shards: Path) -> float:
     return images / (warm[-1].stat().st_mtime - first.stat().st_mtime)
 
 
-def encoding(source: str, classes: int, tokenizer: str, size: int, folder: Path) -> list[str]:
-    """Measure how busy the encoders are, and what a second one brings."""
-    runs = {n: job(source, classes, tokenizer, size, folder / f"encoders-{n}", n) for n in (1, 2)}
-    one, two = (warm_rate(folder / f"encoders-{n}" / "shards") for n in (1, 2))
-    what = f"{runs[1]['images']} images at {size} px, tokenizer {tokenizer.split(':')[0]}, one core an encoder"
-    busy = {n: f"{runs[n]['encoders_busy']:.0%}" for n in runs}
+def encoding(source: str, classes: int, tokenizer: str, size: int, folder: Path, rounds: int = 3) -> list[str]:
+    """Measure how busy the encoders are, and what a second one brings; one and two take turns."""
+    runs: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(rounds):
+        for encoders in runs:
+            out = folder / f"encoders-{encoders}-{turn}"
+            runs[encoders].append(job(source, classes, tokenizer, size, out, encoders))
+            rates[encoders].append(warm_rate(out / "shards"))
+    what = f"{runs[1][0]['images']} images at {size} px, tokenizer {tokenizer.split(':')[0]}, one core an encoder"
+    busy = [f"{statistics.median(run['encoders_busy'] for run in runs[n]):.0%}" for n in runs]
+    pairs = ", ".join(f"{two:.2f} against {one:.2f}" for two, one in zip(rates[2], rates[1], strict=True))
     return [
-        f"| encoder busy, of the time from its first image to its last | {busy[1]} | {what} |",
-        f"| two encoders against one, once warm | {two / one:.2f}x | {two:.2f}, {one:.2f} images/s; busy {busy[2]} |",
+        f"| encoder busy, of the time from its first image to its last | {busy[0]}, of two {busy[1]} | {what} |",
+        f"| two encoders against one, once warm | {ratio(rates[2], rates[1]):.2f}x | {pairs} images/s |",
     ]
 
 
@@ -173,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
             images, classes = str(folder / "pictures"), 2
-            synthetic_shards(Path(images), 60, 40, given.size)
+            synthetic_shards(Path(images), 30, 40, given.size)
             SmallKL(Shape(stride=4, channels=4, width=64, depth=16)).write(folder / "tokenizer")
             tokenizer = f"fit:{folder / 'tokenizer'}"
         say("\n".join(encoding(images, classes, tokenizer, given.size, folder)))
