@@ -19,7 +19,8 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import location
 from tokenize_jobs.config import Weights
-from tokenize_jobs.sources import Manifest, cropped_images
+from tokenize_jobs.samples import cropped_images
+from tokenize_jobs.sources import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

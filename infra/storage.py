@@ -7,13 +7,26 @@ upload when it is complete.
 
 import json
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 from upath import UPath
 
 from infra.errors import InputError
+
+for _protocol in ("s3", "gs"):  # a listing kept from before would hide what other processes have written since
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+
+_CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"))
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return what a failing storage raises: OSError, and the exceptions of those object-store clients in use."""
+    used = [(sys.modules[module], name) for module, name in _CLIENTS if module in sys.modules]
+    return (OSError, *(getattr(module, name) for module, name in used))
 
 
 def location(text: str | Path | UPath) -> UPath:

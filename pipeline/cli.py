@@ -12,6 +12,7 @@ import tyro
 from infra.cluster import Compute, quiet_environment
 from infra.console import complain, say
 from infra.errors import InputError, nearest
+from infra.storage import storage_errors
 
 _STEP_OF = {
     "tokenize": "latents",
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted: finished steps are cached; run the same command again to go on")
         return 130
+    except storage_errors() as error:  # from a worker, the last line is the error and the others where it was raised
+        last = (str(error).strip() or "no reason given").splitlines()[-1]
+        complain(f"error: {type(error).__name__}: {last}; what is finished is kept, run again to go on")
+        return 2
     except RuntimeError as error:
         complain(f"error: {error}")
         return 1

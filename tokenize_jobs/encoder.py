@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.storage import location, write_atomic
+from infra.storage import location, storage_errors, write_atomic
 from tokenize_jobs.config import Weights
 from tokenize_jobs.latents import Layout, parquet_bytes, to_table
 from tokenize_jobs.tokenizers import load
@@ -55,7 +55,7 @@ class PartEncoder:
         if keys:
             try:
                 write_atomic(path, parquet_bytes(to_table(self.layout, keys, list(row["labels"]), moments, flipped)))
-            except OSError as error:
+            except storage_errors() as error:
                 fault = str(error)
         kept = ("shard", "index", "last", "rejected_keys", "rejected_reasons")
         return {

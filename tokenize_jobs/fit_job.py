@@ -14,7 +14,8 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import following
 from tokenize_jobs.config import FitTokenizer
-from tokenize_jobs.sources import Manifest, cropped_images
+from tokenize_jobs.samples import cropped_images
+from tokenize_jobs.sources import Manifest
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for

@@ -19,6 +19,7 @@ from upath import UPath
 from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
+from infra.storage import storage_errors
 from tokenize_jobs.committer import Committer
 from tokenize_jobs.config import Tokenize, Weights
 from tokenize_jobs.encoder import PartEncoder
@@ -44,7 +45,7 @@ def layout_of(weights: Weights, image_size: int) -> Layout:
 def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, compute: Compute) -> dict[str, Any]:
     """Fill the latent store at `out` and publish it; goes on after an interruption.
 
-    Raises InputError when too many images are bad, or storage fails.
+    Raises InputError when too many images are bad, and what the storage raised when it fails: finished shards are kept.
     """
     layout = layout_of(weights, config.image_size)
     done = committed(out)
@@ -56,10 +57,6 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
             with connected(compute):
                 rates = _run(config, weights, source, pending, layout, staging, out, compute)
         manifest = _publish(config, weights, source, layout, out)
-    except OSError as error:
-        raise InputError(
-            f"latents {out}: storage failed ({error}); finished shards are kept, run again to go on"
-        ) from None
     finally:
         _remove(staging)
     return {
@@ -159,5 +156,5 @@ def _remove(folder: UPath) -> None:
             shutil.rmtree(str(folder), ignore_errors=True)
         elif folder.exists():
             folder.fs.rm(folder.path, recursive=True)
-    except OSError:
+    except storage_errors():
         stage("tokenize", f"could not remove {folder}")

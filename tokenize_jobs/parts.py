@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from infra.storage import storage_errors
 from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import Manifest, Shard, read_shard
+from tokenize_jobs.samples import read_shard
+from tokenize_jobs.sources import Manifest, Shard
 
 PART_IMAGES = 256
 
@@ -24,8 +26,9 @@ class PartReader:
         shard = int(row["shard"])
         try:
             yield from self._parts(shard)
-        except OSError as error:  # told as a row: Ray Data would bury it in an exception of its own
-            yield _Part(shard, self.image_size).row(last=True, fault=str(error))
+        except storage_errors() as error:  # told as a row: Ray Data would bury it in an exception of its own
+            fault = f"{self.source.root}, shard {self.shards[shard].name}: {error}"
+            yield _Part(shard, self.image_size).row(last=True, fault=fault)
 
     def _parts(self, shard: int) -> Iterator[dict[str, Any]]:
         part = _Part(shard, self.image_size)

@@ -1,31 +1,24 @@
-"""Image sources: WebDataset tar shards, class folders, Parquet tables -> (key, image bytes, label), shard by shard.
+"""Image sources: WebDataset tar shards, class folders or Parquet tables -> a manifest of their shards.
 
-A manifest of the source is made first. Its digest covers names and sizes, and a sample of the content (or
-the object store's own checksum), so it takes seconds on millions of files; a file changed in place without
-changing its size, middle only, is not noticed.
+The manifest's digest covers names and sizes, and a sample of the content (or the object store's own checksum), so
+it takes seconds on millions of files; a file changed in place without changing its size, middle only, is not noticed.
 """
 
 import hashlib
 import json
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow.parquet as pq
 from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
 from infra.storage import is_local, location
-from tokenize_jobs.crop import BadImage, centre_crop, decode
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOLDER_SHARD_IMAGES = 1024
 _SAMPLE_BYTES = 65536
-_PARQUET_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +55,6 @@ class Manifest:
     total_bytes: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image as it lies in its shard; `fault` says why it cannot be used."""
-
-    key: str
-    content: bytes = b""
-    label: int = -1
-    fault: str = ""
-
-
 def scan(path: str, num_classes: int = 0) -> Manifest:
     """Return the manifest of the images below `path`.
 
@@ -103,45 +86,6 @@ def scan(path: str, num_classes: int = 0) -> Manifest:
         format=kind, root=str(root), shards=shards, classes=classes,
         digest=_digest(root, kind, chosen), total_bytes=sum(int(info["size"] or 0) for _, info in chosen),
     )  # fmt: skip
-
-
-def read_shard(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
-    """Yield the samples of a shard in their order; a fault never costs its neighbours."""
-    reader = {"webdataset": _read_tar, "parquet": _read_parquet, "folder": _read_folder}[manifest.format]
-    seen: set[str] = set()
-    for sample in reader(location(manifest.root), shard):
-        fault = sample.fault
-        if not fault and sample.key in seen:
-            fault = "duplicate id"
-        elif not fault and not 0 <= sample.label < max(len(manifest.classes), 1):
-            fault = (
-                f"label {sample.label} is not in 0..{len(manifest.classes) - 1}" if sample.label >= 0 else "no label"
-            )
-        seen.add(sample.key)
-        yield Sample(sample.key, fault=fault) if fault else sample
-
-
-def cropped_images(
-    manifest: Manifest, shard: Shard, size: int, most: int = 0, *, batch_size: int = 64
-) -> Iterator[np.ndarray]:
-    """Yield a shard's images uint8 (n, size, size, 3), up to `most` unless it is 0; bad ones are passed over."""
-    batch: list[np.ndarray] = []
-    seen = 0
-    for sample in read_shard(manifest, shard):
-        if sample.fault:
-            continue
-        try:
-            batch.append(centre_crop(decode(sample.content), size))
-        except BadImage:
-            continue
-        seen += 1
-        if len(batch) == batch_size:
-            yield np.stack(batch)
-            batch = []
-        if seen == most:
-            break
-    if batch:
-        yield np.stack(batch)
 
 
 def _find(root: UPath) -> list[tuple[str, dict[str, Any]]]:
@@ -192,79 +136,3 @@ def _folder_shards(files: list[tuple[str, Any]], classes: tuple[str, ...]) -> tu
         names = tuple(name for name, _ in files[number::count])
         shards.append(Shard(f"folder-{number:06d}", names, tuple(index[name.split("/")[0]] for name in names)))
     return tuple(shards)
-
-
-def _read_folder(root: UPath, shard: Shard) -> Iterator[Sample]:
-    for name, label in zip(shard.files, shard.labels, strict=True):
-        yield Sample(name, (root / name).read_bytes(), label)
-
-
-def _read_parquet(root: UPath, shard: Shard) -> Iterator[Sample]:
-    """Read columns `image` (bytes, or a struct with bytes, as Hugging Face stores them) and `label`."""
-    with (root / shard.files[0]).open("rb") as file:
-        try:
-            table = pq.ParquetFile(file)
-            missing = {"image", "label"} - set(table.schema_arrow.names)
-            if missing:
-                raise ValueError(f"no column {', '.join(sorted(missing))}")
-        except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-            yield Sample(shard.name, fault=f"not a Parquet table of images: {error}"[:200])
-            return
-        row = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_BATCH, columns=["image", "label"]):
-            for value in batch.to_pylist():
-                image, label = value["image"], value["label"]
-                content = image.get("bytes") if isinstance(image, dict) else image
-                key = f"{row:06d}"
-                row += 1
-                if not isinstance(content, bytes):
-                    yield Sample(key, fault="no image bytes")
-                else:
-                    yield Sample(key, content, label if isinstance(label, int) else -1)
-
-
-def _read_tar(root: UPath, shard: Shard) -> Iterator[Sample]:
-    """Read a WebDataset tar as a stream: members of a sample follow each other and share the name up to the first dot.
-
-    Only image, .cls and .json members are read; nothing is unpickled and nothing is written to disk.
-    """
-    key, members = None, {}
-    try:
-        with (root / shard.files[0]).open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                name, suffix = f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}"
-                if name != key and key is not None:
-                    yield _assemble(key, members)
-                    members = {}
-                key = name
-                if suffix in (*IMAGE_SUFFIXES, ".cls", ".json"):
-                    content = tar.extractfile(member)
-                    members[suffix] = content.read() if content else b""
-            if key is not None:
-                yield _assemble(key, members)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        if key is not None and "unexpected end" not in str(error):
-            yield _assemble(key, members)
-        yield Sample(f"{key or ''}...", fault=f"the tar ends here: {type(error).__name__}: {error}"[:200])
-
-
-def _assemble(key: str, members: dict[str, bytes]) -> Sample:
-    if key.startswith("/") or ".." in PurePosixPath(key).parts:
-        return Sample(key, fault="unsafe path in the tar")
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-    if image is None:
-        return Sample(key, fault="no image")
-    return Sample(key, image, _label(members))
-
-
-def _label(members: dict[str, bytes]) -> int:
-    """Return the class in .cls, or in the field 'label' of .json, or -1."""
-    try:
-        value = int(members[".cls"]) if ".cls" in members else json.loads(members[".json"])["label"]
-    except (KeyError, ValueError, TypeError):
-        return -1
-    return value if isinstance(value, int) else -1

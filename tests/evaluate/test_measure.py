@@ -11,7 +11,8 @@ from evaluate.grid import sample_grid
 from evaluate.measure import Sets, _in_order, _Measurer
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.config import Weights
-from tokenize_jobs.sources import cropped_images, scan
+from tokenize_jobs.samples import cropped_images
+from tokenize_jobs.sources import scan
 
 COUNTS = (5, 3, 2)
 

@@ -3,15 +3,18 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import s3fs
+from PIL import Image
 
 from tests.tokenize_jobs.test_job import GOOD
-from tests.tokenize_jobs.test_sources import write_tar
+from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.crop import centre_crop, decode
+from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -77,6 +80,80 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
     expected = centre_crop(decode(GOOD), 16).astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
     moments = latents.moments(np.arange(40), np.zeros(40, int))
     np.testing.assert_allclose(moments, np.broadcast_to(expected, moments.shape), atol=1e-3)
+
+
+FORWARDER = """
+import asyncio, sys
+
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def connect(reader, writer):
+    to_server = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(copy(reader, to_server[1]), copy(to_server[0], writer))
+
+async def main():
+    async with await asyncio.start_server(connect, "127.0.0.1", int(sys.argv[1])) as server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def network(s3, free_port):
+    """A port that leads to the S3 server while the process that this returns a starter of is alive."""
+    port, server = free_port(), s3["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]
+    started = []
+
+    def start():
+        started.append(
+            subprocess.Popen([sys.executable, "-c", FORWARDER, str(port), server], stderr=subprocess.DEVNULL)
+        )
+        return started[-1]
+
+    yield start, {**s3, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.chaos
+def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, mar, tmp_path):
+    """The store is on the bucket; its shards are encoded slowly enough for the network to fail in between."""
+    for shard in range(6):
+        noise = np.random.default_rng(shard).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
+        pictures = [encoded(Image.fromarray(image).resize((64, 64))) for image in noise]
+        members = [(f"{shard}-{i}.{s}", c) for i, png in enumerate(pictures) for s, c in (("png", png), ("cls", b"0"))]
+        write_tar(tmp_path / f"s{shard}.tar", members)
+    SmallKL(Shape(stride=4, channels=4, width=64, depth=2)).write(tmp_path / "tokenizer")
+    words = f"tokenize --source {tmp_path} --num-classes 1 --tokenizer fit:{tmp_path / 'tokenizer'} --image-size 64"
+    command = [*words.split(), "--out", "s3://latents/outage"]
+    start, environment = network
+    line = start()
+    files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=s3["AWS_ENDPOINT_URL"], use_listings_cache=False)
+
+    def cut_after_the_first_shard():
+        while not files.glob("latents/outage/artifacts/latents/own/*/shards/*.json"):
+            time.sleep(0.1)
+        line.kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cut_after_the_first_shard)
+        failed = mar(*command, **environment)
+    assert failed.returncode == 2, failed.stderr
+    assert "Could not connect" in failed.stderr
+    assert "run again to go on" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+    kept = files.glob("latents/outage/artifacts/latents/own/*/shards/*.json")
+    start()
+    again = mar(*command, **environment)
+    assert again.returncode == 0, again.stderr
+    assert f"6 shards, {len(kept)} committed before" in again.stdout
+    assert "made: 600 images, 0 quarantined" in again.stdout
 
 
 def test_bucket_that_nobody_serves_is_an_error_within_seconds(mar, free_port, tmp_path):

@@ -1,5 +1,6 @@
 """The bad-input zoo: each image is handled as Pillow handles it, or set aside with its reason; never its neighbours."""
 
+import errno
 import io
 import json
 import pickle
@@ -9,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from PIL import Image
+from upath import UPath
 
 from infra.errors import InputError
 from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import read_shard, scan
+from tokenize_jobs.samples import read_shard
+from tokenize_jobs.sources import scan
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
@@ -174,6 +178,45 @@ def test_parquet_in_the_hugging_face_layout_is_read(tmp_path):
     image = pa.array([{"bytes": GOOD, "path": "x"}, {"bytes": None, "path": "y"}])
     pq.write_table(pa.table({"image": image, "label": [2, 0]}), tmp_path / "train.parquet")
     assert [(s.label, s.fault) for s in read(tmp_path).values()] == [(2, ""), (-1, "no image bytes")]
+
+
+def test_parquet_row_group_that_is_damaged_costs_no_other(tmp_path):
+    table = pa.table({"image": [bytes([i]) * 999 + GOOD for i in range(6)], "label": [0, 1, 2, 0, 1, 2]})
+    path = tmp_path / "train.parquet"
+    pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = bytes(
+        column.total_compressed_size
+    )
+    path.write_bytes(content)
+    samples = read(tmp_path)
+    assert {key: s.label for key, s in samples.items() if not s.fault} == {
+        "000000": 0, "000001": 1, "000004": 1, "000005": 2
+    }  # fmt: skip
+    assert "row group cannot be read" in samples["000002..."].fault
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_storage_that_fails_while_a_shard_is_read_is_an_error_and_no_bad_sample(suffix, tmp_path, monkeypatch):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "tar":
+        write_tar(path, [(f"{i}.{s}", c) for i in range(400) for s, c in (("png", GOOD), ("cls", b"0"))])
+    else:
+        table = pa.table({"image": [GOOD] * 400, "label": [0] * 400})
+        pq.write_table(table, path, row_group_size=100, use_dictionary=False)
+    root = UPath(f"memory://{tmp_path}")
+    (root / path.name).write_bytes(path.read_bytes())
+    manifest = scan(str(root), 3)
+    samples = read_shard(manifest, manifest.shards[0])
+    assert not next(samples).fault
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(MemoryFile, "read", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(samples)
 
 
 def test_source_missing_or_empty_is_refused(tmp_path):
