@@ -38,7 +38,7 @@ RECIPE is a name, or the path of a saved recipe (.json). `mar COMMAND RECIPE --h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input or failing storage, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     quiet_environment()
     signal.signal(signal.SIGTERM, _as_interrupt)
