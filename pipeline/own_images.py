@@ -1,8 +1,10 @@
 """`mar tokenize --source ...`: latents of the user's own images, without a recipe."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
+from upath import UPath
 
 from infra.artifact import Step
 from infra.cluster import Compute
@@ -26,9 +28,7 @@ class TokenizeOwn:
     num_classes: int = 0
     """Labels are 0..num_classes-1; 0 counts class folders or the lines of classes.tsv."""
     out: str = "output"
-    """Root folder or bucket; the store is below ROOT/artifacts/latents/NAME."""
-    name: str = "own"
-    """Label of the store."""
+    """Root folder or bucket; the store is below ROOT/artifacts/latents."""
     batch_size: int = 32
     """Images encoded at once."""
     max_bad_fraction: float = 0.01
@@ -44,20 +44,7 @@ class TokenizeOwn:
 def tokenize_own(words: list[str]) -> int:
     """Make the store, or say that it is cached."""
     own = tyro.cli(TokenizeOwn, prog="mar tokenize", args=words)
-    source = scan(own.source, own.num_classes)
-    chosen = tokenizers.parse(own.tokenizer)
-    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
-    config = Tokenize(image_size=own.image_size, batch_size=own.batch_size, max_bad_fraction=own.max_bad_fraction)
-    compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
-
-    def make(path):  # noqa: ANN001
-        from tokenize_jobs.job import tokenize
-
-        return tokenize(config, weights, source, path, compute)
-
-    inputs = {"images": source.digest[:16], "tokenizer": weights.hash}
-    root = location(own.out)
-    step = Step(name="latents", label=own.name, config=config, inputs=inputs, make=make)
+    root, step = location(own.out), latents_step(own)
     artifact, state = step.find(root), "cached"
     if artifact is None:
         require_writable(root)
@@ -67,3 +54,20 @@ def tokenize_own(words: list[str]) -> int:
     stage("latents", f"{state}: {counts}, latent scale {measured['latent_scale']:.4f}")
     say(str(artifact.path))
     return 0
+
+
+def latents_step(own: TokenizeOwn) -> Step:
+    """Return the step that makes the store: the same as that of every recipe which asks for these latents."""
+    source = scan(own.source, own.num_classes)
+    chosen = tokenizers.parse(own.tokenizer)
+    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    config = Tokenize(image_size=own.image_size, batch_size=own.batch_size, max_bad_fraction=own.max_bad_fraction)
+    compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
+
+    def make(path: UPath) -> dict[str, Any]:
+        from tokenize_jobs.job import tokenize
+
+        return tokenize(config, weights, source, path, compute)
+
+    inputs = {"images": source.digest[:16], "tokenizer": weights.hash}
+    return Step(name="latents", label=config.label(chosen.kind), config=config, inputs=inputs, make=make)

@@ -78,11 +78,14 @@ class Planner:
         inputs: Mapping[str, str],
         make: Callable[[UPath], Mapping[str, Any]],
         version: int = 1,
+        label: str = "",
     ) -> Step:
+        """Add a step; what recipes share has a label that does not name the recipe, so that they find each other's."""
         saved = canonical(self.recipe, identity=False)
         self.steps[name] = Step(
-            name=name, label=self.recipe.name, config=config, inputs=inputs, make=make, version=version, recipe=saved
-        )
+            name=name, label=label or self.recipe.name, config=config, inputs=inputs, make=make, version=version,
+            recipe=saved,
+        )  # fmt: skip
         return self.steps[name]
 
     def _path(self, name: str) -> UPath:
@@ -91,7 +94,7 @@ class Planner:
     def _source(self) -> Source:
         images = self.recipe.images
         if isinstance(images, Emoji):
-            step = self._add("pictures", images, {}, lambda out: draw(images, out), version=2)
+            step = self._add("pictures", images, {}, lambda out: draw(images, out), version=2, label="emoji")
             path = self._path("pictures")
             return Source(step.fingerprint, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout")))
         manifest = scan(images.path, images.num_classes)
@@ -118,8 +121,9 @@ class Planner:
             return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
 
         step = self._add(
-            "tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make, version=2
-        )
+            "tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make, version=2,
+            label=f"fit-{size}",
+        )  # fmt: skip
         return Weights("fit", str(self._path("tokenizer")), step.fingerprint)
 
     def _latents(self, source: Source, weights: Weights) -> None:
@@ -128,7 +132,8 @@ class Planner:
 
             return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
 
-        self._add("latents", self.recipe.tokenize, {"images": source.identity, "tokenizer": weights.hash}, make)
+        inputs = {"images": source.identity, "tokenizer": weights.hash}
+        self._add("latents", self.recipe.tokenize, inputs, make, label=self.recipe.tokenize.label(weights.kind))
 
     def _checkpoint(self) -> None:
         latents = self._path("latents")

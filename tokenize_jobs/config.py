@@ -18,6 +18,10 @@ class Tokenize:
     max_bad_fraction: float = 0.01
     """Fail, before publishing, when a larger share of the images had to be quarantined."""
 
+    def label(self, tokenizer: str) -> str:
+        """Return the readable name of these latents, the same for every recipe that asks for them: 'kl16-256'."""
+        return f"{tokenizer}-{self.image_size}"
+
 
 @dataclass(frozen=True)
 class Weights:

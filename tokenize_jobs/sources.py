@@ -1,6 +1,6 @@
 """Image sources: WebDataset tar shards, class folders or Parquet tables -> a manifest of their shards.
 
-The manifest's digest covers names and sizes, and a sample of the content (or the object store's own checksum), so
+The manifest's digest covers classes, names and sizes, and a sample of the content (or the object store's checksum), so
 it takes seconds on millions of files; a file changed in place without changing its size, middle only, is not noticed.
 """
 
@@ -84,7 +84,7 @@ def scan(path: str, num_classes: int = 0) -> Manifest:
     )  # fmt: skip
     return Manifest(
         format=kind, root=str(root), shards=shards, classes=classes,
-        digest=_digest(root, kind, chosen), total_bytes=sum(int(info["size"] or 0) for _, info in chosen),
+        digest=_digest(root, kind, chosen, classes), total_bytes=sum(int(info["size"] or 0) for _, info in chosen),
     )  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def _find(root: UPath) -> list[tuple[str, dict[str, Any]]]:
     return sorted((name[len(base) + 1 :], info) for name, info in listed.items())
 
 
-def _digest(root: UPath, kind: str, files: list[tuple[str, dict[str, Any]]]) -> str:
-    digest = hashlib.sha256(kind.encode())
+def _digest(root: UPath, kind: str, files: list[tuple[str, dict[str, Any]]], classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(json.dumps([kind, classes]).encode())
     for name, info in files:
         checksum = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")
         digest.update(json.dumps([name, info["size"], checksum]).encode())

@@ -75,7 +75,7 @@ class Job:
         assert len(self.committed()) < SHARDS
 
     def committed(self) -> list[Path]:
-        return list(self.out.glob("artifacts/latents/own/*/shards/*.json"))
+        return list(self.out.glob("artifacts/latents/fit-64/*/shards/*.json"))
 
     def finish(self) -> str:
         output, _ = self.process.communicate(timeout=300)
@@ -84,7 +84,7 @@ class Job:
 
 
 def store_bytes(out: Path) -> dict[str, str]:
-    (store,) = out.glob("artifacts/latents/own/*")
+    (store,) = out.glob("artifacts/latents/fit-64/*")
     names = ["manifest.json", "quarantine.parquet", *(f"shards/{p.name}" for p in (store / "shards").iterdir())]
     return {name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in sorted(names)}
 
@@ -150,7 +150,7 @@ def test_disk_that_is_full_is_an_error_and_the_rerun_goes_on(nodes, source, undi
         assert "No space left on device" in output
         assert "run again to go on" in output
         assert "Traceback" not in output
-        assert not list(disk.glob("artifacts/latents/own/*/manifest.json"))
+        assert not list(disk.glob("artifacts/latents/fit-64/*/manifest.json"))
         assert subprocess.run(["mount", "-o", "remount,size=64m", disk]).returncode == 0
         Job(source, disk, nodes.address).finish()
         assert store_bytes(disk) == undisturbed

@@ -63,7 +63,7 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
     made = mar(*arguments("s3://latents/root"), **s3)
     assert made.returncode == 0, made.stderr + made.stdout
     store = made.stdout.splitlines()[-1]
-    assert store.startswith("s3://latents/root/artifacts/latents/own/")
+    assert store.startswith("s3://latents/root/artifacts/latents/pixels-16/")
 
     again = mar(*arguments("s3://latents/root"), **s3)
     assert again.returncode == 0, again.stderr
@@ -136,7 +136,7 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
     files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=s3["AWS_ENDPOINT_URL"], use_listings_cache=False)
 
     def cut_after_the_first_shard():
-        while not files.glob("latents/outage/artifacts/latents/own/*/shards/*.json"):
+        while not files.glob("latents/outage/artifacts/latents/fit-64/*/shards/*.json"):
             time.sleep(0.1)
         line.kill()
 
@@ -148,7 +148,7 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
     assert "run again to go on" in failed.stderr
     assert "Traceback" not in failed.stderr
 
-    kept = files.glob("latents/outage/artifacts/latents/own/*/shards/*.json")
+    kept = files.glob("latents/outage/artifacts/latents/fit-64/*/shards/*.json")
     start()
     again = mar(*command, **environment)
     assert again.returncode == 0, again.stderr

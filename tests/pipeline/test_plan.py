@@ -1,0 +1,47 @@
+"""Which artifacts a recipe asks for, before anything runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.cluster import Compute
+from infra.storage import location
+from pipeline.own_images import TokenizeOwn, latents_step
+from pipeline.plan import Planner
+from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l
+from tokenize_jobs.config import PretrainedTokenizer, Tokenize
+from tokenize_jobs.sources import ImageFiles, scan
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Folders of two classes, to train on and held out."""
+    for split in ("train", "heldout"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "x.png")
+    return ImageFiles(path=str(tmp_path / "train"), heldout_path=str(tmp_path / "heldout"))
+
+
+def plan(recipe, images, root, size=16):
+    recipe = replace(
+        recipe, images=images, tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=size)
+    )
+    return Planner(recipe, Compute(out=str(root))).plan()
+
+
+def test_recipes_and_tokenize_ask_for_the_same_latents_when_they_are_the_same(images, tmp_path):
+    base, large = (plan(recipe(), images, tmp_path) for recipe in (imagenet_256_mar_b, imagenet_256_mar_l))
+    assert base.path("latents") == large.path("latents")
+    assert base.path("checkpoint") != large.path("checkpoint")
+    own = TokenizeOwn(source=images.path, tokenizer="pixels", image_size=16, out=str(tmp_path))
+    assert latents_step(own).path(location(own.out)) == base.path("latents")
+    assert plan(imagenet_256_mar_b(), images, tmp_path, size=8).path("latents") != base.path("latents")
+
+
+def test_classes_are_part_of_a_sources_identity(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    assert scan(str(tmp_path), 2).digest != scan(str(tmp_path), 3).digest
