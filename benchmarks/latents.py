@@ -25,7 +25,7 @@ from infra.cluster import Compute, quiet_environment
 from infra.console import say
 from infra.storage import location
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import Tokenize, Weights
+from tokenize_jobs.config import Tokenize
 from tokenize_jobs.latents import Layout, commit_shard, publish, to_table
 from tokenize_jobs.reader import LatentStore
 from tokenize_jobs.sources import scan
@@ -115,7 +115,7 @@ def run_job(source: str, classes: int, tokenizer: str, size: int, out: str, enco
     from tokenize_jobs.job import tokenize
 
     chosen = tokenizers.parse(tokenizer)
-    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    weights = tokenizers.find(chosen.kind, chosen.path)
     config = Tokenize(image_size=size, batch_size=16)
     measured = tokenize(config, weights, scan(source, classes), location(out), Compute(encoders=encoders))
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory before exec

@@ -45,6 +45,7 @@ class Artifact:
 class Step:
     """One directory to be made: its identity (config, inputs, version) and the function that fills it."""
 
+    root: UPath
     name: str
     label: str
     config: object
@@ -68,17 +69,18 @@ class Step:
         """8 hex digits of the identity."""
         return fingerprint(self.identity)
 
-    def path(self, root: UPath) -> UPath:
-        """Return the directory below `root` where this step's artifact is, or will be."""
-        return root / "artifacts" / self.name / self.label / self.fingerprint
+    @property
+    def path(self) -> UPath:
+        """The directory where this step's artifact is, or will be."""
+        return self.root / "artifacts" / self.name / self.label / self.fingerprint
 
-    def find(self, root: UPath) -> Artifact | None:
+    def find(self) -> Artifact | None:
         """Return the finished artifact, or None."""
-        return load(self.path(root))
+        return load(self.path)
 
-    def build(self, root: UPath) -> Artifact:
+    def build(self) -> Artifact:
         """Fill the directory, going on from whatever an interrupted attempt left there, and record it."""
-        path = self.path(root)
+        path = self.path
         path.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         measured = self.make(path)
@@ -98,9 +100,9 @@ class Step:
         )
         return Artifact(path, read_json(path / RECORD))
 
-    def explain_stale(self, root: UPath) -> list[str]:
+    def explain_stale(self) -> list[str]:
         """Return, field by field, how the newest other artifact of this step and label differs from this one."""
-        folder = self.path(root).parent
+        folder = self.path.parent
         found = [load(path) for path in folder.iterdir()] if folder.exists() else []
         others = sorted((a for a in found if a), key=lambda artifact: artifact.record["finished"])
         if not others:

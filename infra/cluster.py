@@ -14,7 +14,6 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from infra.storage import is_local
 
 _CONNECT_SECONDS = 5
 # a worker that asked Ray for no GPU would see them all, and torch would take the first
@@ -26,7 +25,9 @@ class Compute:
     """Where a recipe runs: never part of what it makes."""
 
     out: str = where(default="output")
-    """Root folder or bucket of everything that is made. Every node of a cluster must see it."""
+    """Root folder of everything that is made. Every node of a cluster must see it."""
+    latents: str = where(default="")
+    """Root folder or bucket of the latents, to share them more widely; empty takes `out`."""
     address: str = where(default="")
     """Ray cluster to join, host:port or 'auto'; empty takes RAY_ADDRESS, or starts a local cluster."""
     tracking_uri: str = where(default="")
@@ -165,12 +166,7 @@ def _quiet_loggers() -> None:
 
 def tracking_uri(compute: Compute, root: UPath) -> str:
     """Return where runs are recorded: the flag, MLFLOW_TRACKING_URI, or a SQLite file below the output root."""
-    uri = compute.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri:
-        return uri
-    if not is_local(root):
-        raise InputError(f"--compute.out {root} is not a local folder: give an MLflow server as --compute.tracking-uri")
-    return f"sqlite:///{root}/mlflow.db"
+    return compute.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{root}/mlflow.db"
 
 
 def check_tracking(uri: str) -> None:

@@ -41,6 +41,17 @@ def location(text: str | Path | UPath) -> UPath:
     return UPath(Path(str(path)).expanduser().absolute()) if is_local(path) else path
 
 
+def local_root(text: str) -> UPath:
+    """Return the folder that --compute.out names. Raises InputError for a bucket, which can hold latents only."""
+    root = location(text)
+    if not is_local(root):
+        raise InputError(
+            f"--compute.out {root}: a folder that every node sees is needed; a bucket can hold the latents: "
+            "--compute.latents"
+        )
+    return root
+
+
 def is_local(path: UPath | Path) -> bool:
     """Tell whether `path` is on a disk of this machine."""
     return getattr(path, "protocol", "") in ("", "file", "local")

@@ -120,14 +120,14 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, We
         if not options.tokenizer:
             raise InputError("--tokenizer KIND:PATH is needed to decode the samples of a model directory")
         chosen = tokenizers.parse(options.tokenizer)
-        return target, Weights(chosen.kind, chosen.path)
+        return target, tokenizers.find(chosen.kind, chosen.path)
     plan = Planner(recipe, options.compute).plan()
-    if plan.steps["checkpoint"].find(plan.root) is None:
+    if plan.steps["checkpoint"].find() is None:
         raise InputError(
             f"recipe {recipe.name} has no trained checkpoint below {plan.root}: `mar train {target}` first"
         )
     if isinstance(recipe.tokenizer, FitTokenizer):
         weights = Weights("fit", str(local_path(plan.path("tokenizer"))))
     else:
-        weights = Weights(recipe.tokenizer.kind, recipe.tokenizer.path)
+        weights = tokenizers.find(recipe.tokenizer.kind, recipe.tokenizer.path)
     return str(plan.path("checkpoint")), weights

@@ -11,7 +11,7 @@ from infra.cluster import Compute
 from infra.console import say, stage
 from infra.storage import location, require_writable
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import Tokenize, Weights
+from tokenize_jobs.config import Tokenize
 from tokenize_jobs.sources import scan
 
 
@@ -44,11 +44,11 @@ class TokenizeOwn:
 def tokenize_own(words: list[str]) -> int:
     """Make the store, or say that it is cached."""
     own = tyro.cli(TokenizeOwn, prog="mar tokenize", args=words)
-    root, step = location(own.out), latents_step(own)
-    artifact, state = step.find(root), "cached"
+    step = latents_step(own)
+    artifact, state = step.find(), "cached"
     if artifact is None:
-        require_writable(root)
-        artifact, state = step.build(root), "made"
+        require_writable(step.root)
+        artifact, state = step.build(), "made"
     measured = artifact.measured
     counts = f"{measured['images']} images, {measured['quarantined']} quarantined"
     stage("latents", f"{state}: {counts}, latent scale {measured['latent_scale']:.4f}")
@@ -60,7 +60,7 @@ def latents_step(own: TokenizeOwn) -> Step:
     """Return the step that makes the store: the same as that of every recipe which asks for these latents."""
     source = scan(own.source, own.num_classes)
     chosen = tokenizers.parse(own.tokenizer)
-    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    weights = tokenizers.find(chosen.kind, chosen.path)
     config = Tokenize(image_size=own.image_size, batch_size=own.batch_size, max_bad_fraction=own.max_bad_fraction)
     compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
 
@@ -70,4 +70,5 @@ def latents_step(own: TokenizeOwn) -> Step:
         return tokenize(config, weights, source, path, compute)
 
     inputs = {"images": source.digest[:16], "tokenizer": weights.hash}
-    return Step(name="latents", label=config.label(chosen.kind), config=config, inputs=inputs, make=make)
+    label = config.label(chosen.kind)
+    return Step(root=location(own.out), name="latents", label=label, config=config, inputs=inputs, make=make)

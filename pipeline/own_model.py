@@ -11,7 +11,7 @@ from infra.artifact import Step
 from infra.cluster import Compute, check_tracking, tracking_uri
 from infra.console import say, stage
 from infra.errors import InputError
-from infra.storage import location, require_writable
+from infra.storage import local_root, require_writable
 from pipeline.run import record_step, say_distances
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Weights
@@ -42,10 +42,10 @@ def evaluate_model(folder: Path, words: list[str]) -> int:
     """Measure the model, or say that it was measured; the evaluation is recorded in MLflow."""
     own = tyro.cli(EvaluateModel, prog=f"mar evaluate {folder}", args=words)
     card, chosen = read_card(folder), tokenizers.parse(own.tokenizer)
-    weights = Weights(chosen.kind, chosen.path, tokenizers.weights_hash(chosen.kind, chosen.path))
+    weights = tokenizers.find(chosen.kind, chosen.path)
     real = scan(own.source, card.model.num_classes)
     heldout = scan(own.heldout, card.model.num_classes) if own.heldout else None
-    subject = Subject(str(folder), weights, Train(model=card.model), _image_size(card, weights))
+    subject = Subject(str(folder.absolute()), weights, Train(model=card.model), _image_size(card, weights))
 
     def make(out):  # noqa: ANN001
         from evaluate.evaluate import evaluate
@@ -57,14 +57,14 @@ def evaluate_model(folder: Path, words: list[str]) -> int:
         "images": real.digest[:16],
         "heldout": heldout.digest[:16] if heldout else "",
     }
-    step = Step(name="evaluation", label=own.name, config=own.evaluate, inputs=inputs, make=make)
-    root = location(own.compute.out)
+    root = local_root(own.compute.out)
+    step = Step(root=root, name="evaluation", label=own.name, config=own.evaluate, inputs=inputs, make=make)
     require_writable(root)
     uri = tracking_uri(own.compute, root)
     check_tracking(uri)
-    artifact = step.find(root)
-    stage("evaluation", "cached" if artifact else f"making {step.path(root)}")
-    artifact = artifact or step.build(root)
+    artifact = step.find()
+    stage("evaluation", "cached" if artifact else f"making {step.path}")
+    artifact = artifact or step.build()
     from infra.tracking import Tracker
 
     tracker = Tracker(uri, root)

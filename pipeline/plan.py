@@ -15,7 +15,7 @@ from infra.artifact import Step
 from infra.cluster import Compute
 from infra.console import Progress, stage
 from infra.fingerprint import canonical
-from infra.storage import location
+from infra.storage import local_root, location
 from pipeline.recipes import Recipe
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, Weights
@@ -49,7 +49,7 @@ class Plan:
 
     def path(self, name: str) -> UPath:
         """Return where the artifact of a step is or will be."""
-        return self.steps[name].path(self.root)
+        return self.steps[name].path
 
 
 class Planner:
@@ -57,7 +57,7 @@ class Planner:
 
     def __init__(self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None) -> None:
         self.recipe, self.compute, self.on_log = recipe, compute, on_log
-        self.root = location(compute.out)
+        self.root = local_root(compute.out)
         self.steps: dict[str, Step] = {}
 
     def plan(self) -> Plan:
@@ -79,17 +79,18 @@ class Planner:
         make: Callable[[UPath], Mapping[str, Any]],
         version: int = 1,
         label: str = "",
+        root: UPath | None = None,
     ) -> Step:
         """Add a step; what recipes share has a label that does not name the recipe, so that they find each other's."""
         saved = canonical(self.recipe, identity=False)
         self.steps[name] = Step(
-            name=name, label=label or self.recipe.name, config=config, inputs=inputs, make=make, version=version,
-            recipe=saved,
+            root=root or self.root, name=name, label=label or self.recipe.name, config=config, inputs=inputs, make=make,
+            version=version, recipe=saved,
         )  # fmt: skip
         return self.steps[name]
 
     def _path(self, name: str) -> UPath:
-        return self.steps[name].path(self.root)
+        return self.steps[name].path
 
     def _source(self) -> Source:
         images = self.recipe.images
@@ -112,7 +113,7 @@ class Planner:
     def _weights(self, source: Source) -> Weights:
         config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
         if not isinstance(config, FitTokenizer):
-            return Weights(config.kind, config.path, tokenizers.weights_hash(config.kind, config.path))
+            return tokenizers.find(config.kind, config.path)
         config.check(size)
 
         def make(out: UPath) -> Mapping[str, Any]:
@@ -133,7 +134,8 @@ class Planner:
             return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
 
         inputs = {"images": source.identity, "tokenizer": weights.hash}
-        self._add("latents", self.recipe.tokenize, inputs, make, label=self.recipe.tokenize.label(weights.kind))
+        label, root = self.recipe.tokenize.label(weights.kind), location(self.compute.latents or self.compute.out)
+        self._add("latents", self.recipe.tokenize, inputs, make, label=label, root=root)
 
     def _checkpoint(self) -> None:
         latents = self._path("latents")

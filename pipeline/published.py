@@ -58,7 +58,7 @@ def import_checkpoint(config: Import) -> str:
     """
     raw, ema = _weight_sets(read_weights(config.file), config.file)
     chosen = tokenizers.parse(config.tokenizer)
-    digest = tokenizers.weights_hash(chosen.kind, chosen.path)
+    digest = tokenizers.find(chosen.kind, chosen.path).hash
     try:
         shape = recognise(ema, config.patch_size, config.heads or None)
         models = [_filled(shape, tensors) for tensors in (raw, ema)]

@@ -28,7 +28,7 @@ def register(tracker: Tracker, run_id: str, plan: Plan) -> dict[str, Any]:
     The version becomes champion when it is the first, or better than the champion under the same conditions
     (metric and reference); otherwise challenger.
     """
-    evaluation, sweep = (plan.steps[name].find(plan.root) for name in ("evaluation", "sweep"))
+    evaluation, sweep = (plan.steps[name].find() for name in ("evaluation", "sweep"))
     assert evaluation is not None
     assert sweep is not None
     mlflow.set_tracking_uri(tracker.uri)

@@ -16,7 +16,7 @@ from infra.artifact import Artifact, Step, load
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import say, stage, table
 from infra.fingerprint import fingerprint
-from infra.storage import is_local, require_writable, write_json
+from infra.storage import require_writable, write_json
 from pipeline.plan import Plan, Planner
 from pipeline.recipes import Recipe
 
@@ -44,18 +44,18 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
     registering = last == "registration"
     steps = plan.until("sweep" if registering else last)
     published = _published_path(plan, uri)
-    if registering and (record := load(published)) is not None and all(step.find(plan.root) for step in steps):
-        done = {step.name: Finished(_require(step, plan), was_cached=True) for step in steps}
+    if registering and (record := load(published)) is not None and all(step.find() for step in steps):
+        done = {step.name: Finished(_require(step), was_cached=True) for step in steps}
         for name, finished in done.items():
             _say_cached(name, finished.artifact)
         _say_cached("registration", record)
         _summary(plan, done, record.measured)
         return done
-    _check(recipe, {step.name for step in steps if not step.find(plan.root)})
+    _check(recipe, {step.name for step in steps if not step.find()})
     check_tracking(uri)
     # MLflow takes seconds to import, and so does a cluster to start: side by side
     threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
-    with _cluster_if_needed(steps, plan, compute):
+    with _cluster_if_needed(steps, compute):
         return _run(plan, steps, uri, live, published if registering else None)
 
 
@@ -83,7 +83,7 @@ def _run(plan: Plan, steps: list[Step], uri: str, live: "_LiveMetrics", publishe
     done: dict[str, Finished] = {}
     try:
         for step in steps:
-            done[step.name] = _make(step, plan)
+            done[step.name] = _make(step)
             record_step(tracker, parent, step, done[step.name].artifact)
         measured = None if published is None else _register(tracker, parent, plan, done, published)
     except BaseException:
@@ -95,26 +95,26 @@ def _run(plan: Plan, steps: list[Step], uri: str, live: "_LiveMetrics", publishe
     return done
 
 
-def _require(step: Step, plan: Plan) -> Artifact:
-    artifact = step.find(plan.root)
+def _require(step: Step) -> Artifact:
+    artifact = step.find()
     assert artifact is not None
     return artifact
 
 
-def _cluster_if_needed(steps: list[Step], plan: Plan, compute: Compute) -> Any:  # noqa: ANN401
+def _cluster_if_needed(steps: list[Step], compute: Compute) -> Any:  # noqa: ANN401
     """Return one cluster for all steps that are still to be made, or nothing when there are none."""
-    return contextlib.nullcontext() if all(step.find(plan.root) for step in steps) else connected(compute)
+    return contextlib.nullcontext() if all(step.find() for step in steps) else connected(compute)
 
 
-def _make(step: Step, plan: Plan) -> Finished:
-    artifact = step.find(plan.root)
+def _make(step: Step) -> Finished:
+    artifact = step.find()
     if artifact is not None:
         _say_cached(step.name, artifact)
         return Finished(artifact, was_cached=True)
-    for line in step.explain_stale(plan.root)[:5]:
+    for line in step.explain_stale()[:5]:
         stage(step.name, f"differs from the one at hand: {line}")
-    stage(step.name, f"making {step.path(plan.root)}")
-    artifact = step.build(plan.root)
+    stage(step.name, f"making {step.path}")
+    artifact = step.build()
     stage(step.name, f"done in {artifact.record['seconds']} s: {_headline(artifact.measured)}")
     return Finished(artifact, was_cached=False)
 
@@ -253,8 +253,7 @@ def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any
     say(table([(name, "cached" if f.was_cached else "made", f.artifact.record["seconds"]) for name, f in done.items()],
               ("step", "", "seconds")))  # fmt: skip
     say()
-    if is_local(plan.root):
-        say(f"samples:    {evaluation.path / 'grid.png'}")
+    say(f"samples:    {evaluation.path / 'grid.png'}")
     say(f"model:      {registered['name']} version {registered['version']}, alias '{registered['alias']}'")
     if "attribution" in (pictures := done["pictures"].artifact.measured if "pictures" in done else {}):
         say(f"pictures:   {pictures['attribution']}")

@@ -11,8 +11,8 @@ def status(recipe: Recipe, compute: Compute) -> str:
     plan = Planner(recipe, compute).plan()
     rows, reasons = [], []
     for name, step in plan.steps.items():
-        artifact = step.find(plan.root)
-        stale = [] if artifact else step.explain_stale(plan.root)
+        artifact = step.find()
+        stale = [] if artifact else step.explain_stale()
         state = "cached" if artifact else "stale" if stale else "missing"
         rows.append((name, state, step.fingerprint, artifact.record["finished"] if artifact else ""))
         reasons += [f"  {name}: {line}" for line in stale]

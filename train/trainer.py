@@ -11,7 +11,7 @@ from upath import UPath
 
 from infra.cluster import Compute, connected, keeping_interrupts
 from infra.follow import following
-from infra.storage import is_local, read_json
+from infra.storage import read_json
 from tokenize_jobs.latents import MANIFEST
 from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
@@ -32,7 +32,7 @@ def train(
     manifest = read_json(latents / MANIFEST)
     layout, classes = manifest["layout"], tuple(manifest["classes"])
     config.check(compute.workers, layout["channels"], layout["height"], len(classes))
-    log = Path(str(out)) / "metrics.jsonl" if is_local(out) else Path("/tmp/mar-metrics.jsonl")
+    log = Path(str(out)) / "metrics.jsonl"
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": TrainJob(config, str(latents), str(log), compute.cores)},

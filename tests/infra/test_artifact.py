@@ -20,35 +20,31 @@ class Config:
     folder: str = where(default="/here")
 
 
-def step(config, make=lambda out: {"n": 1}):
-    return Step(name="thing", label="test", config=config, inputs={"from": "abc"}, make=make)
+def step(root, config, make=lambda out: {"n": 1}):
+    return Step(root=location(root), name="thing", label="test", config=config, inputs={"from": "abc"}, make=make)
 
 
 def test_build_writes_the_record_last_and_find_returns_it(tmp_path):
-    root = location(tmp_path)
-
     def make(out):
         (out / "data").write_text("made")
-        assert step(Config()).find(root) is None
+        assert step(tmp_path, Config()).find() is None
         return {"n": 7}
 
-    artifact = step(Config(), make).build(root)
+    artifact = step(tmp_path, Config(), make).build()
     assert artifact.measured == {"n": 7}
-    found = step(Config()).find(root)
+    found = step(tmp_path, Config()).find()
     assert found is not None
     assert found.record == artifact.record
 
 
 def test_build_interrupted_leaves_no_artifact(tmp_path):
-    root = location(tmp_path)
-
     def killed(out):
         (out / "data").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        step(Config(), killed).build(root)
-    assert step(Config()).find(root) is None
+        step(tmp_path, Config(), killed).build()
+    assert step(tmp_path, Config()).find() is None
 
 
 def test_fingerprint_ignores_where_and_sees_what():
@@ -62,8 +58,8 @@ def test_fingerprint_value_without_stable_form_is_refused():
 
 
 def test_stale_artifact_is_explained_field_by_field(tmp_path):
-    step(Config()).build(location(tmp_path))
-    assert step(Config(rate=0.2)).explain_stale(location(tmp_path)) == ["config.rate: 0.1 -> 0.2"]
+    step(tmp_path, Config()).build()
+    assert step(tmp_path, Config(rate=0.2)).explain_stale() == ["config.rate: 0.1 -> 0.2"]
 
 
 def test_differences_name_the_leaves():

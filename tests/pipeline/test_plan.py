@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from infra.cluster import Compute
-from infra.storage import location
+from infra.errors import InputError
 from pipeline.own_images import TokenizeOwn, latents_step
 from pipeline.plan import Planner
 from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l
@@ -26,11 +26,11 @@ def images(tmp_path):
     return ImageFiles(path=str(tmp_path / "train"), heldout_path=str(tmp_path / "heldout"))
 
 
-def plan(recipe, images, root, size=16):
+def plan(recipe, images, root, size=16, latents=""):
     recipe = replace(
         recipe, images=images, tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=size)
     )
-    return Planner(recipe, Compute(out=str(root))).plan()
+    return Planner(recipe, Compute(out=str(root), latents=latents)).plan()
 
 
 def test_recipes_and_tokenize_ask_for_the_same_latents_when_they_are_the_same(images, tmp_path):
@@ -38,8 +38,16 @@ def test_recipes_and_tokenize_ask_for_the_same_latents_when_they_are_the_same(im
     assert base.path("latents") == large.path("latents")
     assert base.path("checkpoint") != large.path("checkpoint")
     own = TokenizeOwn(source=images.path, tokenizer="pixels", image_size=16, out=str(tmp_path))
-    assert latents_step(own).path(location(own.out)) == base.path("latents")
+    assert latents_step(own).path == base.path("latents")
     assert plan(imagenet_256_mar_b(), images, tmp_path, size=8).path("latents") != base.path("latents")
+
+
+def test_latents_can_lie_in_a_bucket_and_nothing_else(images, tmp_path):
+    split = plan(imagenet_256_mar_b(), images, tmp_path, latents="memory://shared")
+    assert str(split.path("latents")).startswith("memory://shared/artifacts/latents/pixels-16/")
+    assert split.path("checkpoint") == plan(imagenet_256_mar_b(), images, tmp_path).path("checkpoint")
+    with pytest.raises(InputError, match=r"--compute\.latents"):
+        plan(imagenet_256_mar_b(), images, "memory://shared")
 
 
 def test_classes_are_part_of_a_sources_identity(tmp_path):

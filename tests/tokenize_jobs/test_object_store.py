@@ -11,6 +11,7 @@ import pytest
 import s3fs
 from PIL import Image
 
+from tests.pipeline.tiny import TINY
 from tests.tokenize_jobs.test_job import GOOD
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.crop import centre_crop, decode
@@ -80,6 +81,16 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
     expected = centre_crop(decode(GOOD), 16).astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
     moments = latents.moments(np.arange(40), np.zeros(40, int))
     np.testing.assert_allclose(moments, np.broadcast_to(expected, moments.shape), atol=1e-3)
+
+
+def test_training_streams_the_latents_of_a_bucket(s3, mar, tmp_path):
+    command = ("train", "emoji-32", *TINY, "--compute.out", str(tmp_path), "--compute.latents", "s3://latents/shared")
+    trained = mar(*command, **s3)
+    assert trained.returncode == 0, trained.stderr + trained.stdout
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"pictures", "tokenizer", "checkpoint"}
+    again = mar(*command, **s3)
+    assert "latents | cached" in " ".join(again.stdout.split())
+    assert list((tmp_path / "artifacts" / "checkpoint").glob("emoji-32/*/ema.safetensors"))
 
 
 FORWARDER = """
