@@ -55,4 +55,4 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
         image = image.resize(wanted, resample=Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+    return pixels[top : top + size, left : left + size].copy()

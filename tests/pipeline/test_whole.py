@@ -154,7 +154,7 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
     assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])
     losses = client.get_metric_history(steps["checkpoint"].info.run_id, "train/loss")
     assert {point.step for point in losses} >= {2, 4, 6, 8, 10, 12}
-    assert parents[0].inputs.dataset_inputs[0].dataset.name == "latents-emoji-32"
+    assert parents[0].inputs.dataset_inputs[0].dataset.name == "latents-fit-32"
     assert any(
         f.path.startswith("images/samples~grid") for f in client.list_artifacts(parents[0].info.run_id, "images")
     )
