@@ -123,9 +123,9 @@ def run_job(source: str, classes: int, tokenizer: str, size: int, out: str, enco
     return {**measured, "driver_mib": int(peak.split()[1]) / 1024}
 
 
-def warm_rate(shards: Path) -> float:
+def warm_rate(folder: Path) -> float:
     """Return images a second over the last three quarters of a store's shards: without the start of the workers."""
-    commits = sorted(shards.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    commits = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
     first, warm = commits[len(commits) // 4], commits[len(commits) // 4 + 1 :]
     images = sum(json.loads(path.read_text())["rows"] for path in warm)
     return images / (warm[-1].stat().st_mtime - first.stat().st_mtime)
@@ -139,7 +139,7 @@ def encoding(source: str, classes: int, tokenizer: str, size: int, folder: Path,
         for encoders in runs:
             out = folder / f"encoders-{encoders}-{turn}"
             runs[encoders].append(job(source, classes, tokenizer, size, out, encoders))
-            rates[encoders].append(warm_rate(out / "shards"))
+            rates[encoders].append(warm_rate(out / "commits"))
     what = f"{runs[1][0]['images']} images at {size} px, tokenizer {tokenizer.split(':')[0]}, one core an encoder"
     busy = [f"{statistics.median(run['encoders_busy'] for run in runs[n]):.0%}" for n in runs]
     pairs = ", ".join(f"{two:.2f} against {one:.2f}" for two, one in zip(rates[2], rates[1], strict=True))

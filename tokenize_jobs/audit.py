@@ -66,7 +66,7 @@ def verify(root: UPath) -> int:
     if faults:
         raise InputError(
             f"{len(faults)} of {len(manifest['shards'])} shards are damaged: {'; '.join(faults[:3])}. "
-            "Delete their .json records and artifact.json, and tokenize again."
+            "Delete their records in commits/ and artifact.json, and tokenize again."
         )
     return len(manifest["shards"])
 

@@ -24,7 +24,7 @@ class Committer:
                 with path.open("rb") as file:
                     tables.append(pq.read_table(file))
         except FileNotFoundError:
-            if (self.root / MANIFEST).exists() or (self.root / "shards" / f"{name}.json").exists():
+            if (self.root / MANIFEST).exists() or (self.root / "commits" / f"{name}.json").exists():
                 return  # another job finished this store meanwhile, or this call is a repetition
             raise
         empty = np.zeros((0, *self.layout.shape), np.float16)

@@ -1,7 +1,7 @@
 """The latent store: Parquet shards anyone can read, a commit record for each, a manifest written last.
 
     shards/NAME.parquet    key, label, moments, moments_flip (fixed-size binary: float16, C-order)
-    shards/NAME.json       rows, bytes, sha256, sums for the statistics, quarantined samples
+    commits/NAME.json      rows, bytes, sha256, sums for the statistics, quarantined samples
     quarantine.parquet     shard, key, reason of every image set aside
     manifest.json          what the store holds, and the measured latent_scale; written last
 
@@ -132,7 +132,7 @@ def commit_shard(
         sums=_sums([to_moments(table[column], layout) for column in ("moments", "moments_flip")], layout),
         quarantined=[list(pair) for pair in quarantined],
     )
-    write_json(root / "shards" / f"{name}.json", asdict(commit))
+    write_json(root / "commits" / f"{name}.json", asdict(commit))
 
 
 def _sums(moments: Sequence[np.ndarray], layout: Layout) -> dict[str, list[float]]:
@@ -151,7 +151,7 @@ def _sums(moments: Sequence[np.ndarray], layout: Layout) -> dict[str, list[float
 
 def committed(root: UPath) -> dict[str, ShardCommit]:
     """Return the records of finished shards by name."""
-    folder = root / "shards"
+    folder = root / "commits"
     if not folder.exists():
         return {}
     return {path.stem: ShardCommit(**read_json(path)) for path in sorted(folder.glob("*.json"), key=str)}

@@ -75,7 +75,7 @@ class Job:
         assert len(self.committed()) < SHARDS
 
     def committed(self) -> list[Path]:
-        return list(self.out.glob("artifacts/latents/fit-64/*/shards/*.json"))
+        return list(self.out.glob("artifacts/latents/fit-64/*/commits/*.json"))
 
     def finish(self) -> str:
         output, _ = self.process.communicate(timeout=300)
@@ -85,7 +85,8 @@ class Job:
 
 def store_bytes(out: Path) -> dict[str, str]:
     (store,) = out.glob("artifacts/latents/fit-64/*")
-    names = ["manifest.json", "quarantine.parquet", *(f"shards/{p.name}" for p in (store / "shards").iterdir())]
+    shards = [f"{folder}/{path.name}" for folder in ("shards", "commits") for path in (store / folder).iterdir()]
+    names = ["manifest.json", "quarantine.parquet", *shards]
     return {name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in sorted(names)}
 
 

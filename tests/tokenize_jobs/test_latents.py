@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -85,6 +86,7 @@ def test_store_is_plain_parquet(store, moments):
     first = np.frombuffer(table["moments"][0].as_py(), np.float16).reshape(LAYOUT.shape)
     assert np.array_equal(first, moments[0, 0])
     assert duckdb.sql(f"select count(*), max(label) from '{store}/shards/*.parquet'").fetchall() == [(ROWS, 4)]
+    assert len(pd.read_parquet(str(store / "shards"))) == ROWS
 
 
 def test_statistics_equal_those_computed_at_once(store, moments):
@@ -137,7 +139,7 @@ def test_bytes_an_image_are_within_two_per_cent_of_the_payload_for_kl16_latents(
         layout,
         [],
     )
-    size = json.loads((tmp_path / "shards" / "a.json").read_text())["bytes"]
+    size = json.loads((tmp_path / "commits" / "a.json").read_text())["bytes"]
     assert size / (200 * 2 * layout.bytes) < 1.02
 
 

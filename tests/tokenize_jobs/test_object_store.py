@@ -147,7 +147,7 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
     files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=s3["AWS_ENDPOINT_URL"], use_listings_cache=False)
 
     def cut_after_the_first_shard():
-        while not files.glob("latents/outage/artifacts/latents/fit-64/*/shards/*.json"):
+        while not files.glob("latents/outage/artifacts/latents/fit-64/*/commits/*.json"):
             time.sleep(0.1)
         line.kill()
 
@@ -159,7 +159,7 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
     assert "run again to go on" in failed.stderr
     assert "Traceback" not in failed.stderr
 
-    kept = files.glob("latents/outage/artifacts/latents/fit-64/*/shards/*.json")
+    kept = files.glob("latents/outage/artifacts/latents/fit-64/*/commits/*.json")
     start()
     again = mar(*command, **environment)
     assert again.returncode == 0, again.stderr
