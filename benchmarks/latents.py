@@ -26,9 +26,9 @@ from infra.console import say
 from infra.storage import location
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Tokenize
-from tokenize_jobs.latents import Layout, commit_shard, publish, to_table
-from tokenize_jobs.reader import LatentStore
-from tokenize_jobs.sources import scan
+from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.store.reader import LatentStore
+from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
 
 KL16 = Layout(16, 16, 16, deterministic=False)
 READ_IMAGES, READ_BATCH = 3000, 64
@@ -112,7 +112,7 @@ def job(source: str, classes: int, tokenizer: str, size: int, out: Path, encoder
 def run_job(source: str, classes: int, tokenizer: str, size: int, out: str, encoders: int) -> dict[str, float]:
     """Run the tokenization job in this process, whose peak of resident memory is added to what it measured."""
     quiet_environment()
-    from tokenize_jobs.job import tokenize
+    from tokenize_jobs.job.latents_job import tokenize
 
     chosen = tokenizers.parse(tokenizer)
     weights = tokenizers.find(chosen.kind, chosen.path)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks import transcription
 from benchmarks.machine import conditions, flops, interleaved, ratio, square_products
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.orders import reveal_counts
-from evaluate.sampler import sample
+from evaluate.sampling.orders import reveal_counts
+from evaluate.sampling.sampler import sample
 from infra.console import say
 from train.batches import training_draws
 from train.config import Train
@@ -27,8 +27,8 @@ from train.ema import EMA
 from train.models.autoregressor import Autoregressor, TrainingDraws
 from train.models.build import build_model
 from train.models.config import Model, mar_base, tiny
-from train.models.official import to_official
 from train.models.patchify import patchify, unpatchify
+from train.models.published import to_published
 from train.optimizer import Optimization
 from train.step import training_step
 
@@ -86,7 +86,7 @@ class PlainStep:
 
     def __init__(self, model: Autoregressor, config: Train) -> None:
         self.config = config
-        self.model = transcription.Plain(to_official(model.state_dict(), config.model), config.model).to(DEVICE)
+        self.model = transcription.Plain(to_published(model.state_dict(), config.model), config.model).to(DEVICE)
         self.ema = [tensor.detach().clone() for tensor in self.model.tensors]
         self.adamw = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95))
 
@@ -164,7 +164,7 @@ def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     """Return our sampler and the transcription's with the same draws."""
     shape = models()[case.model]
     model = fresh_model(shape).eval()
-    weights = {name: tensor.detach() for name, tensor in to_official(model.state_dict(), shape).items()}
+    weights = {name: tensor.detach() for name, tensor in to_published(model.state_dict(), shape).items()}
     noise, labels = GivenNoise(case, shape), torch.arange(case.batch, device=DEVICE) % shape.num_classes
     settings = Sampling(
         ar_steps=case.ar_steps, diffusion_steps=case.diffusion, cfg_scale=case.cfg_scale,

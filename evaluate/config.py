@@ -7,7 +7,7 @@ from typing import Literal
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from tokenize_jobs.config import Weights
+from tokenize_jobs.config import TokenizerFile
 from train.config import Train
 from train.models.config import Model
 
@@ -156,7 +156,7 @@ class Subject:
     """What is evaluated: a model directory, the tokenizer of its latents, and its training's config for the ceiling."""
 
     model: str
-    weights: Weights
+    weights: TokenizerFile
     train: Train
     image_size: int
 

@@ -10,22 +10,22 @@ from upath import UPath
 
 from evaluate.config import Evaluate, Generate, Subject, metric_name
 from evaluate.features import weights_hash
-from evaluate.frechet import FeatureSums, frechet_distance
-from evaluate.generate import part_path, read_images
 from evaluate.grid import sample_grid
 from evaluate.measure import Sets, measure
-from evaluate.sampler import check
+from evaluate.metrics.frechet import FeatureSums, frechet_distance
+from evaluate.sampling.generate import part_path, read_images
+from evaluate.sampling.sampler import check
 from infra.cluster import Compute
 from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import location, write_atomic
-from tokenize_jobs.sources import Manifest
+from tokenize_jobs.sources.listing import Listing
 from train.checkpoint import read_card, untrained_directory
 
 
 def evaluate(
-    config: Evaluate, subject: Subject, real: Manifest, heldout: Manifest | None, out: UPath, compute: Compute
+    config: Evaluate, subject: Subject, real: Listing, heldout: Listing | None, out: UPath, compute: Compute
 ) -> dict[str, Any]:
     """Measure the model against the training images; leaves images, the sample grid and the sums in `out`.
 
@@ -52,7 +52,7 @@ def evaluate(
         compute,
     )  # fmt: skip
     _save_sums(out / "reference.npz", sums["reference"])
-    stage("evaluate", "Fréchet distances")
+    stage("evaluation", "Fréchet distances")
     measured = {
         f"fd{suffix}": round(frechet_distance(sums[name], sums["reference"]), 4)
         for name, suffix in (("samples", ""), ("untrained", "_untrained"), ("heldout", "_heldout"))

@@ -12,15 +12,15 @@ import ray.data
 
 from evaluate.config import Features, Generate
 from evaluate.features import Extractor
-from evaluate.frechet import FeatureSums
-from evaluate.generate import Generator, part_path, read_images, write_images
+from evaluate.metrics.frechet import FeatureSums
+from evaluate.sampling.generate import Generator, part_path, read_images, write_images
 from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import location
-from tokenize_jobs.config import Weights
-from tokenize_jobs.samples import cropped_images
-from tokenize_jobs.sources import Manifest
+from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import cropped_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Sets:
 
     models: Mapping[str, str]
     """Model directories to draw from."""
-    real: Mapping[str, Manifest]
+    real: Mapping[str, Listing]
     """Sources of real images."""
-    weights: Weights
+    weights: TokenizerFile
     generate: Generate
     features: Features
     image_size: int
@@ -58,7 +58,7 @@ def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
     """Return the feature sums of every set; they do not depend on how many workers there are."""
     parts = [{"index": index, "most": 0, **part} for index, part in enumerate(sets.parts())]
     to_draw = len(sets.models) * sets.generate.images
-    progress, drawn, sums = Progress("evaluate", to_draw, "images"), 0, dict[str, FeatureSums]()
+    progress, drawn, sums = Progress("evaluation", to_draw, "images"), 0, dict[str, FeatureSums]()
     progress.update(0)
     with connected(compute):
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -79,7 +79,7 @@ def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
             if part["index"] + 1 == len(parts) or parts[part["index"] + 1]["of"] != name:
                 if name not in sums:
                     raise InputError(f"image source {sets.real[name].root}: holds no usable image")
-                stage("evaluate", f"{sets.features.name} features of {sums[name].count} {name} images")
+                stage("evaluation", f"{sets.features.name} features of {sums[name].count} {name} images")
     return sums
 
 

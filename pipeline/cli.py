@@ -173,7 +173,7 @@ def _latents(words: list[str]) -> int:
 
     chosen = tyro.cli(Latents, prog="mar latents", args=words, config=(tyro.conf.FlagCreatePairsOff,))
     from infra.storage import location
-    from tokenize_jobs.audit import describe, verify
+    from tokenize_jobs.store.audit import describe, verify
 
     say(describe(location(chosen.store)))
     if chosen.verify:
@@ -187,7 +187,7 @@ def _sample(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise InputError("mar sample needs a recipe or the directory of a model")
     recipe = None if Path(words[0]).is_dir() else _named_recipe(words[0])
-    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
+    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.sampling.generate.sampling)
     options = tyro.cli(Draw, prog=f"mar sample {words[0]}", args=words[1:], default=default)
     say(draw(words[0], recipe, options))
     return 0

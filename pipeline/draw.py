@@ -7,16 +7,16 @@ import torch
 from PIL import Image
 
 from evaluate.config import Sampling
-from evaluate.generate import Generator
 from evaluate.grid import sample_grid
-from evaluate.sampler import Known
+from evaluate.sampling.generate import Generator
+from evaluate.sampling.sampler import Known
 from infra.cluster import Compute
 from infra.errors import InputError
 from pipeline.plan import Planner, local_path
 from pipeline.recipes import Recipe
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import FitTokenizer, Weights
-from tokenize_jobs.crop import BadImage, centre_crop, decode
+from tokenize_jobs.config import FitTokenizer, TokenizerFile
+from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
 from train.checkpoint import is_model_directory
 
 _WHITE = 127
@@ -113,7 +113,7 @@ def _read(path: str, side: int) -> Image.Image:
     return image
 
 
-def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, Weights]:
+def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, TokenizerFile]:
     if recipe is None:
         if not is_model_directory(Path(target)):
             raise InputError(f"{target}: not the directory of a model (no model.json)")
@@ -127,7 +127,7 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, We
             f"recipe {recipe.name} has no trained checkpoint below {plan.root}: `mar train {target}` first"
         )
     if isinstance(recipe.tokenizer, FitTokenizer):
-        weights = Weights("fit", str(local_path(plan.path("tokenizer"))))
+        weights = TokenizerFile("fit", str(local_path(plan.path("tokenizer"))))
     else:
         weights = tokenizers.find(recipe.tokenizer.kind, recipe.tokenizer.path)
     return str(plan.path("checkpoint")), weights

@@ -12,7 +12,7 @@ from infra.console import say, stage
 from infra.storage import location, require_writable
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Tokenize
-from tokenize_jobs.sources import scan
+from tokenize_jobs.sources.listing import scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def latents_step(own: TokenizeOwn) -> Step:
     compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
 
     def make(path: UPath) -> dict[str, Any]:
-        from tokenize_jobs.job import tokenize
+        from tokenize_jobs.job.latents_job import tokenize
 
         return tokenize(config, weights, source, path, compute)
 

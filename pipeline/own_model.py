@@ -14,8 +14,8 @@ from infra.errors import InputError
 from infra.storage import local_root, require_writable
 from pipeline.run import record_step, say_distances
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import Weights
-from tokenize_jobs.sources import scan
+from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.sources.listing import scan
 from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
 from train.config import Train
 
@@ -76,7 +76,7 @@ def evaluate_model(folder: Path, words: list[str]) -> int:
     return 0
 
 
-def _image_size(card: ModelCard, weights: Weights) -> int:
+def _image_size(card: ModelCard, weights: TokenizerFile) -> int:
     return card.model.latent_size * tokenizers.load(weights.kind, weights.path).stride
 
 

@@ -18,9 +18,9 @@ from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.recipes import Recipe
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import FitTokenizer, Weights
-from tokenize_jobs.emoji import Emoji, draw
-from tokenize_jobs.sources import Manifest, scan
+from tokenize_jobs.config import FitTokenizer, TokenizerFile
+from tokenize_jobs.sources.emoji import Emoji, draw
+from tokenize_jobs.sources.listing import Listing, scan
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -30,8 +30,8 @@ class Source:
     """The recipe's images: what they are, and how to get their manifests once they exist."""
 
     identity: str
-    train: Callable[[], Manifest]
-    heldout: Callable[[], Manifest | None]
+    train: Callable[[], Listing]
+    heldout: Callable[[], Listing | None]
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ class Planner:
             lambda: replace(manifest, shards=kept), lambda: replace(manifest, shards=last),
         )  # fmt: skip
 
-    def _weights(self, source: Source) -> Weights:
+    def _weights(self, source: Source) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
         if not isinstance(config, FitTokenizer):
             return tokenizers.find(config.kind, config.path)
         config.check(size)
 
         def make(out: UPath) -> Mapping[str, Any]:
-            from tokenize_jobs.fit_job import fit_tokenizer
+            from tokenize_jobs.job.latents_job.fit_job import fit_tokenizer
 
             return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
 
@@ -125,11 +125,11 @@ class Planner:
             "tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make, version=2,
             label=f"fit-{size}",
         )  # fmt: skip
-        return Weights("fit", str(self._path("tokenizer")), step.fingerprint)
+        return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
 
-    def _latents(self, source: Source, weights: Weights) -> None:
+    def _latents(self, source: Source, weights: TokenizerFile) -> None:
         def make(out: UPath) -> Mapping[str, Any]:
-            from tokenize_jobs.job import tokenize
+            from tokenize_jobs.job.latents_job import tokenize
 
             return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
 
@@ -139,7 +139,7 @@ class Planner:
 
     def _checkpoint(self) -> None:
         latents = self._path("latents")
-        progress = Progress("train", self.recipe.train.train_steps, "steps")
+        progress = Progress("checkpoint", self.recipe.train.train_steps, "steps")
 
         def on_log(line: dict[str, Any]) -> None:
             progress.update(line["step"], f", loss {line['loss']:.3f}, {line['images_per_second']:.0f} images/s")
@@ -148,12 +148,12 @@ class Planner:
         def make(out: UPath) -> Mapping[str, Any]:
             from train.trainer import train
 
-            stage("train", f"starting {self.compute.workers} worker(s)")
+            stage("checkpoint", f"starting {self.compute.workers} worker(s)")
             return train(self.recipe.train, latents, out, self.compute, on_log)
 
         self._add("checkpoint", self.recipe.train, {"latents": self.steps["latents"].fingerprint}, make)
 
-    def _subject(self, weights: Weights) -> Subject:
+    def _subject(self, weights: TokenizerFile) -> Subject:
         return Subject(str(self._path("checkpoint")), weights, self.recipe.train, self.recipe.tokenize.image_size)
 
     def _evaluation(self, source: Source, subject: Subject) -> None:

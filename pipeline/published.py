@@ -17,7 +17,7 @@ from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
 from train.checkpoint import ModelCard, read_card, read_model, write_model
 from train.models.build import build_model
 from train.models.config import Model
-from train.models.official import check_against, from_official, recognise, to_official
+from train.models.published import check_against, from_published, recognise, to_published
 
 _KL16_SCALE = 0.2325  # of the published checkpoints, which do not carry it
 _EMA_DECAY = 0.9999
@@ -82,7 +82,7 @@ def export_checkpoint(config: Export) -> str:
     card, target = read_card(location(config.model)), Path(config.file)
     sets = {ema: read_model(location(config.model), ema=ema).state_dict() for ema in (False, True)}
     try:
-        official = {ema: to_official(state, card.model) for ema, state in sets.items()}
+        official = {ema: to_published(state, card.model) for ema, state in sets.items()}
     except ValueError as error:
         raise InputError(f"{config.model}: {error}") from None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +104,8 @@ def _weight_sets(found: Any, file: str) -> tuple[Mapping[str, Tensor], Mapping[s
 
 def _filled(shape: Model, official: Mapping[str, Tensor]) -> torch.nn.Module:
     with torch.device("meta"):
-        expected = to_official(build_model(shape).state_dict(), shape)
+        expected = to_published(build_model(shape).state_dict(), shape)
     check_against(official, expected)
     model = build_model(shape)
-    model.load_state_dict({name: tensor.float() for name, tensor in from_official(official).items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in from_published(official).items()})
     return model.eval()

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from evaluate.config import DiffusionSteps, Evaluate, Features, Generate, Sampling
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
-from tokenize_jobs.emoji import Emoji
-from tokenize_jobs.sources import ImageFiles
+from tokenize_jobs.sources.emoji import Emoji
+from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import mar_base, mar_huge, mar_large, tiny
 from tune.config import SamplingSweep

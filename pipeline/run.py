@@ -150,7 +150,7 @@ class _LiveMetrics:
             tracker.history(tracker.open(step.name, step.fingerprint, parent), self.lines)
             self.lines = []
         except Exception as error:  # noqa: BLE001  the log stays on disk, and is recorded when the step is done
-            stage("train", f"MLflow is away ({type(error).__name__}); the log is recorded later")
+            stage("checkpoint", f"MLflow is away ({type(error).__name__}); the log is recorded later")
         self.last = time.monotonic()
 
 

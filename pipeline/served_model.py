@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from evaluate.config import Sampling
-from evaluate.generate import Generator
+from evaluate.sampling.generate import Generator
 from infra.fingerprint import from_json
-from tokenize_jobs.config import Weights
+from tokenize_jobs.config import TokenizerFile
 
 _PARAMS = ("cfg_scale", "temperature", "ar_steps", "seed")
 
@@ -26,7 +26,7 @@ class SampledImages(mlflow.pyfunc.PythonModel):
         package = Path(context.artifacts["package"])
         saved = json.loads((package / "sampling.json").read_text())
         self.sampling = from_json(json.dumps(saved["sampling"]), Sampling, "sampling.json")
-        weights = Weights(saved["tokenizer"]["kind"], str(package / saved["tokenizer"]["file"]))
+        weights = TokenizerFile(saved["tokenizer"]["kind"], str(package / saved["tokenizer"]["file"]))
         self.generator = Generator(str(package), weights)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ANN401, ARG002

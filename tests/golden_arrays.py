@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from train.models.config import Model
-from train.models.official import recognise
+from train.models.published import recognise
 
 TOLERANCE = 2e-5
 """Of the array's largest value: float32 on another processor, with sums in another order."""

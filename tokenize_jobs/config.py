@@ -24,7 +24,7 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
-class Weights:
+class TokenizerFile:
     """A tokenizer that exists: what it is (kind, hash) and where its file lies."""
 
     kind: str

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from infra.seeding import stream
-from tokenize_jobs.reader import LatentStore
+from tokenize_jobs.store.reader import LatentStore
 from train.config import Train
 from train.models.autoregressor import TrainingDraws
 from train.models.config import Model

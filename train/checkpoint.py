@@ -22,10 +22,10 @@ from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
 from train.models.config import Model
-from train.models.official import check_against
+from train.models.published import check_against
 from train.optimizer import Optimization
 
-MODEL, WEIGHTS, EMA_WEIGHTS, OPTIMIZER = "model.json", "model.safetensors", "ema.safetensors", "optimizer.pt"
+MODEL, WEIGHTS, EMA_WEIGHTS, PROGRESS = "model.json", "model.safetensors", "ema.safetensors", "progress.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +94,12 @@ def untrained_directory(card: ModelCard, config: Train, folder: UPath) -> UPath:
 def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> None:
     """Write what a later run needs to go on exactly here."""
     state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimization": optimization.state_dict()}
-    torch.save(state, folder / OPTIMIZER)
+    torch.save(state, folder / PROGRESS)
 
 
 def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization | None = None) -> int:
     """Go on from what `save_progress` wrote; returns the number of steps done."""
-    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
     if optimization is not None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.seeding import stream
-from tokenize_jobs.reader import LatentStore
+from tokenize_jobs.store.reader import LatentStore
 from train.batches import one_ahead, step_input
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train

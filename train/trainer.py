@@ -12,7 +12,7 @@ from upath import UPath
 from infra.cluster import Compute, connected, keeping_interrupts
 from infra.follow import following
 from infra.storage import read_json
-from tokenize_jobs.latents import MANIFEST
+from tokenize_jobs.store.shards import MANIFEST
 from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA

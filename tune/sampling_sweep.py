@@ -13,9 +13,9 @@ from upath import UPath
 from evaluate.config import Features, Sampling, Subject, metric_name
 from evaluate.evaluate import read_sums
 from evaluate.features import Extractor
-from evaluate.frechet import FeatureSums, frechet_distance
-from evaluate.generate import Generator
 from evaluate.grid import sample_grid
+from evaluate.metrics.frechet import FeatureSums, frechet_distance
+from evaluate.sampling.generate import Generator
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.fingerprint import canonical, fingerprint
@@ -53,7 +53,7 @@ def sampling_sweep(
     """
     trials = Trials(sweep, base, features, subject, str(reference), str(out), compute.cores)
     settings = sweep.settings(base)
-    progress = Progress("tune", len(settings), "trials")
+    progress = Progress("sweep", len(settings), "trials")
     pending = [index for index, sampling in enumerate(settings) if not trial_path(out, sampling, sweep).exists()]
     progress.update(len(settings) - len(pending))
     if pending:

@@ -8,7 +8,7 @@ from torch_fidelity import calculate_metrics
 
 from evaluate.config import LITE0, Evaluate, Features, metric_name
 from evaluate.features import Extractor
-from evaluate.frechet import FeatureSums, frechet_distance
+from evaluate.metrics.frechet import FeatureSums, frechet_distance
 
 
 def random_images(seed: int, count: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from evaluate.config import LITE0, Features, Generate
 from evaluate.grid import sample_grid
 from evaluate.measure import Sets, _in_order, _Measurer
 from tests.tokenize_jobs.test_sources import encoded, write_tar
-from tokenize_jobs.config import Weights
-from tokenize_jobs.samples import cropped_images
-from tokenize_jobs.sources import scan
+from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.sources.samples import cropped_images
 
 COUNTS = (5, 3, 2)
 
@@ -28,7 +28,7 @@ def sets(tmp_path):
         write_tar(folder / f"{shard}.tar", [*samples, (f"{shard}bad.png", b"broken"), (f"{shard}bad.cls", b"0")])
     return Sets(
         models={"samples": "a", "untrained": "b"}, real={"reference": scan(str(folder), 1)},
-        weights=Weights("pixels", "", "pixels"), generate=Generate(images=10, batch_size=4),
+        weights=TokenizerFile("pixels", "", "pixels"), generate=Generate(images=10, batch_size=4),
         features=Features(name=LITE0), image_size=16, most_real=0, out=str(tmp_path),
     )  # fmt: skip
 

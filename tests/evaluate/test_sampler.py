@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.orders import generation_order, reveal_counts
-from evaluate.sampler import ImageNoise, Known, sample
+from evaluate.sampling.orders import generation_order, reveal_counts
+from evaluate.sampling.sampler import ImageNoise, Known, sample
 from infra.errors import InputError
 from tests.small_model import ORDER_OF, randomised, small
 from train.models.build import build_model

@@ -15,7 +15,7 @@ from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tests.train.test_published import kl16_official_names
 from train.models.build import build_model
 from train.models.config import Head, trunk
-from train.models.official import to_official
+from train.models.published import to_published
 
 pytestmark = pytest.mark.e2e
 SHAPE = replace(
@@ -33,7 +33,7 @@ def published(tmp_path_factory):
     """Files in the published layouts: a small MAR on 64 px images as the training script saves it, and KL-16."""
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
-    official = to_official(build_model(SHAPE).state_dict(), SHAPE)
+    official = to_published(build_model(SHAPE).state_dict(), SHAPE)
     torch.save({"model": official, "model_ema": official, "args": argparse.Namespace(epochs=1)}, folder / "mar.pth")
     kl16 = {name: formula_weight(name, shape) for name, shape in kl16_official_names().items()}
     torch.save({"model": kl16}, folder / "kl16.ckpt")
@@ -115,8 +115,8 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
     )
     words = (
         "evaluate", str(directory), "--source", str(real), "--tokenizer", tokenizer, "--compute.out", str(tmp_path / "out"),
-        "--evaluate.features.name", "efficientnet-lite0", "--evaluate.generate.images", "12",
-        "--evaluate.generate.batch-size", "6", *steps("evaluate.generate.sampling"),
+        "--evaluate.features.name", "efficientnet-lite0", "--evaluate.sampling.generate.images", "12",
+        "--evaluate.sampling.generate.batch-size", "6", *steps("evaluate.sampling.generate.sampling"),
     )  # fmt: skip
     done = mar(*words)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -12,7 +12,7 @@ from pipeline.own_images import TokenizeOwn, latents_step
 from pipeline.plan import Planner
 from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
-from tokenize_jobs.sources import ImageFiles, scan
+from tokenize_jobs.sources.listing import ImageFiles, scan
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def made(head, tmp_path_factory):
 
 def test_submitted_job_logs_every_stage_and_the_conditions_of_its_numbers(made):
     _, log = made
-    for stage in ("pictures", "tokenizer", "latents", "train", "evaluation", "sweep", "registration"):
+    for stage in ("pictures", "tokenizer", "latents", "checkpoint", "evaluation", "sweep", "registration"):
         assert f"{stage} |" in log
     assert "FD (efficientnet-lite0, 24)" in log
     assert "CC BY-SA 4.0" in log

@@ -11,14 +11,14 @@ from infra.cluster import Compute
 from infra.errors import InputError
 from infra.storage import location
 from tests.tokenize_jobs.test_sources import GOOD, write_tar
-from tokenize_jobs.config import Tokenize, Weights
-from tokenize_jobs.crop import centre_crop, decode
-from tokenize_jobs.job import layout_of, tokenize
-from tokenize_jobs.reader import LatentStore
-from tokenize_jobs.sources import scan
+from tokenize_jobs.config import Tokenize, TokenizerFile
+from tokenize_jobs.job.latents_job import layout_of, tokenize
+from tokenize_jobs.sources.crop import centre_crop, decode
+from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.store.reader import LatentStore
 
 pytestmark = pytest.mark.ray
-WEIGHTS = Weights("pixels", "", "pixels")
+WEIGHTS = TokenizerFile("pixels", "", "pixels")
 
 
 @pytest.fixture
@@ -84,4 +84,4 @@ def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
 
     SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path)
     with pytest.raises(InputError, match="nearest sizes are 32 and 36"):
-        layout_of(Weights("fit", str(tmp_path)), 34)
+        layout_of(TokenizerFile("fit", str(tmp_path)), 34)

@@ -10,9 +10,9 @@ import pytest
 
 from infra.errors import InputError
 from infra.storage import location
-from tokenize_jobs.audit import describe, verify
-from tokenize_jobs.latents import Layout, commit_shard, publish, to_table
-from tokenize_jobs.reader import LatentStore
+from tokenize_jobs.store.audit import describe, verify
+from tokenize_jobs.store.reader import LatentStore
+from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
 
 LAYOUT = Layout(4, 3, 3, deterministic=False)
 ROWS = 1500  # more than one row group
@@ -107,7 +107,7 @@ def test_batch_is_the_same_for_any_number_of_workers(store):
 
 def test_every_epoch_visits_every_image_once_in_another_order(store):
     opened = LatentStore(store)
-    from tokenize_jobs.reader import _epoch_order
+    from tokenize_jobs.store.reader import _epoch_order
 
     orders = [_epoch_order(0, epoch, len(opened)) for epoch in range(3)]
     assert all(np.array_equal(np.sort(order), np.arange(ROWS)) for order in orders)

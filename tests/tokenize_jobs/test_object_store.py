@@ -14,7 +14,7 @@ from PIL import Image
 from tests.pipeline.tiny import TINY
 from tests.tokenize_jobs.test_job import GOOD
 from tests.tokenize_jobs.test_sources import encoded, write_tar
-from tokenize_jobs.crop import centre_crop, decode
+from tokenize_jobs.sources.crop import centre_crop, decode
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -74,7 +74,7 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
 
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    from tokenize_jobs.reader import LatentStore
+    from tokenize_jobs.store.reader import LatentStore
 
     latents = LatentStore(store)
     assert len(latents) == 40

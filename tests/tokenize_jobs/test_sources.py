@@ -15,9 +15,9 @@ from PIL import Image
 from upath import UPath
 
 from infra.errors import InputError
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.samples import read_shard
-from tokenize_jobs.sources import scan
+from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.sources.samples import read_shard
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.sampler import sample
+from evaluate.sampling.sampler import sample
 from tests.golden_arrays import Golden, assert_reproduced, assert_sampled, formula_weight, load
 from train.models.autoregressor import TrainingDraws
 from train.models.build import build_model
 from train.models.config import mar_base
 from train.models.diffusion import SamplingTables, TrainingTables, q_sample
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
-from train.models.official import from_official, to_official
 from train.models.patchify import patchify
+from train.models.published import from_published, to_published
 
 
 @pytest.fixture(params=["mar_tiny", "mar_patch2"])
@@ -25,7 +25,7 @@ def golden(request):
 @pytest.fixture
 def model(golden):
     model = build_model(golden.model())
-    model.load_state_dict(from_official(golden.official_state))
+    model.load_state_dict(from_published(golden.official_state))
     return model.eval()
 
 
@@ -83,7 +83,7 @@ def test_model_recorded_draws_give_the_recorded_loss_and_gradients(golden, model
     terms = model(arrays["train.tokens"], arrays["train.labels"], training_draws(golden))
     assert_reproduced(terms.loss.detach().reshape(1), arrays["train.loss"])
     terms.loss.backward()
-    gradients = to_official({n: p.grad for n, p in model.named_parameters()}, model.config)
+    gradients = to_published({n: p.grad for n, p in model.named_parameters()}, model.config)
     recorded = {n.removeprefix("train.grad."): t for n, t in arrays.items() if n.startswith("train.grad.")}
     assert len(recorded) == 6
     for name, gradient in recorded.items():
@@ -148,7 +148,7 @@ class RecordedNoise:
 def test_sampler_recorded_noise_gives_the_recorded_latents(name, index):
     golden = load(name)
     model = build_model(golden.model()).eval()
-    model.load_state_dict(from_official(golden.official_state))
+    model.load_state_dict(from_published(golden.official_state))
     recorded = golden.meta["sampling"][index]
     settings = Sampling(
         ar_steps=recorded["num_iter"],
@@ -195,8 +195,8 @@ def test_mar_base_formula_weights_give_the_recorded_conditions_and_losses():
     recorded = load("mar_base_full").arrays
     config = replace(mar_base(), dropout=0.0, head=replace(mar_base().head, batch_mul=1))
     model = build_model(config).eval()
-    names = to_official(model.state_dict(), config)
-    model.load_state_dict(from_official({n: formula_weight(n, tuple(t.shape)) for n, t in names.items()}))
+    names = to_published(model.state_dict(), config)
+    model.load_state_dict(from_published({n: formula_weight(n, tuple(t.shape)) for n, t in names.items()}))
     tokens = patchify(recorded["latents"], 1)
     order = recorded["orders"].flip(1)
     visible = order[:, :56].sort(1).values

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.sampler import ImageNoise
+from evaluate.sampling.sampler import ImageNoise
 from tests.small_model import ORDER_OF, randomised, small
 from train.batches import training_draws
 from train.models.build import build_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.sampler import ImageNoise, sample
+from evaluate.sampling.sampler import ImageNoise, sample
 from train.batches import training_draws
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train

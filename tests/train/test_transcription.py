@@ -8,13 +8,13 @@ from torch import nn
 
 from benchmarks import transcription
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.orders import reveal_counts
-from evaluate.sampler import ImageNoise, sample
+from evaluate.sampling.orders import reveal_counts
+from evaluate.sampling.sampler import ImageNoise, sample
 from train.batches import training_draws
 from train.models.build import build_model
 from train.models.config import tiny
-from train.models.official import to_official
 from train.models.patchify import patchify
+from train.models.published import to_published
 
 SHAPE = replace(tiny(32, 2, 4, 48, 2), latent_size=4, latent_channels=3, patch_size=1, num_classes=5)
 
@@ -36,7 +36,7 @@ def test_loss_and_gradients_equal_the_transcriptions(model):
 
     w = {
         name: tensor.detach().clone().requires_grad_()
-        for name, tensor in to_official(model.state_dict(), SHAPE).items()
+        for name, tensor in to_published(model.state_dict(), SHAPE).items()
     }
     mask = torch.ones(6, 16, dtype=torch.bool).scatter(1, draws.order[:, : draws.num_visible], False)
     t, noise = torch.zeros(4, 6, 16, dtype=torch.long), torch.zeros(4, 6, 16, 3)
@@ -47,7 +47,7 @@ def test_loss_and_gradients_equal_the_transcriptions(model):
     plain = transcription.diffusion_loss(w, SHAPE, tokens, z, mask, t, noise)
     plain.backward()
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=0)
-    for name, gradient in to_official({n: p.grad for n, p in model.named_parameters()}, SHAPE).items():
+    for name, gradient in to_published({n: p.grad for n, p in model.named_parameters()}, SHAPE).items():
         torch.testing.assert_close(gradient, w[name].grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -72,7 +72,7 @@ def test_samples_equal_the_transcriptions(model, cfg_scale):
     )
     with torch.no_grad():
         plain = transcription.sample(
-            to_official(model.state_dict(), SHAPE), SHAPE, labels, noise.orders, reveal_counts("random", 16, 5),
+            to_published(model.state_dict(), SHAPE), SHAPE, labels, noise.orders, reveal_counts("random", 16, 5),
             [draws.flatten(1, 2) for draws in noise.given], cfg_scale,
         )  # fmt: skip
     # the first step divides by sqrt(alpha_bar) = 5e-5, and later ones see its rounding

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from infra.errors import InputError
-from tokenize_jobs.config import PretrainedTokenizer, Weights
+from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
     from torch import Tensor
@@ -41,13 +41,13 @@ def load(kind: str, path: str) -> Tokenizer:
     return _LOADERS[kind](path)
 
 
-def find(kind: str, path: str) -> Weights:
+def find(kind: str, path: str) -> TokenizerFile:
     """Return which tokenizer lies at `path`, made absolute, by a digest of its files: workers have other directories.
 
     Raises InputError when there is nothing.
     """
     if kind == "pixels":
-        return Weights(kind, hash=kind)
+        return TokenizerFile(kind, hash=kind)
     root = Path(path).expanduser().absolute()
     if not path or not root.exists():
         raise InputError(f"tokenizer {kind}: {path!r} does not exist; give the file or folder of its weights")
@@ -62,7 +62,7 @@ def find(kind: str, path: str) -> Weights:
             continue
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    return Weights(kind, str(root), digest.hexdigest()[:16])
+    return TokenizerFile(kind, str(root), digest.hexdigest()[:16])
 
 
 def parse(text: str) -> PretrainedTokenizer:

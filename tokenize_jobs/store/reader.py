@@ -19,8 +19,8 @@ from upath import UPath
 from infra.errors import InputError
 from infra.seeding import stream
 from infra.storage import is_local, location, read_json
-from tokenize_jobs.latents import MANIFEST, Layout, to_moments
-from tokenize_jobs.remote_rows import RemoteRows, fetch
+from tokenize_jobs.store.remote_rows import RemoteRows, fetch
+from tokenize_jobs.store.shards import MANIFEST, Layout, to_moments
 
 _OPENING = 16
 """Remote shards whose footers and labels are read at the same time."""

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import ray
 
 from infra.storage import location
-from tokenize_jobs.latents import MANIFEST, Layout, commit_shard, to_table
+from tokenize_jobs.store.shards import MANIFEST, Layout, commit_shard, to_table
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)

@@ -16,7 +16,7 @@ _NET = "diffloss.net."
 _FUSED = {"weight": f"{_NET}modulation.weight", "bias": f"{_NET}modulation.bias"}
 
 
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under our names; the projections of the head are joined."""
     depth = _count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")
     ours = {
@@ -29,7 +29,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def to_official(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
+def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
     """Return the tensors under the published names. Raises ValueError for a model without a published form."""
     if config.generation != "masked" or config.head.kind != "diffusion":
         raise ValueError("only a masked model with a diffusion head has a published layout")

@@ -44,7 +44,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Listing:
     """What a source holds, without opening its images."""
 
     format: Literal["webdataset", "parquet", "folder"]
@@ -55,7 +55,7 @@ class Manifest:
     total_bytes: int
 
 
-def scan(path: str, num_classes: int = 0) -> Manifest:
+def scan(path: str, num_classes: int = 0) -> Listing:
     """Return the manifest of the images below `path`.
 
     Raises InputError when the path is missing, unreadable or holds no images.
@@ -82,7 +82,7 @@ def scan(path: str, num_classes: int = 0) -> Manifest:
     shards = _folder_shards(chosen, classes) if kind == "folder" else tuple(
         Shard(name=name.rsplit(".", 1)[0].replace("/", "--"), files=(name,)) for name, _ in chosen
     )  # fmt: skip
-    return Manifest(
+    return Listing(
         format=kind, root=str(root), shards=shards, classes=classes,
         digest=_digest(root, kind, chosen, classes), total_bytes=sum(int(info["size"] or 0) for _, info in chosen),
     )  # fmt: skip

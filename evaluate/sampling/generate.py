@@ -10,9 +10,9 @@ import torch
 from upath import UPath
 
 from evaluate.config import Sampling
-from evaluate.sampler import ImageNoise, Known, sample
+from evaluate.sampling.sampler import ImageNoise, Known, sample
 from infra.storage import location, write_atomic
-from tokenize_jobs.config import Weights
+from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
 from train.checkpoint import read_card, read_model
@@ -21,7 +21,7 @@ from train.checkpoint import read_card, read_model
 class Generator:
     """One model and its tokenizer's decoder on one device. A plain class; needs no Ray."""
 
-    def __init__(self, model: str, weights: Weights, *, use_ema: bool = True, cores: int = 0) -> None:
+    def __init__(self, model: str, weights: TokenizerFile, *, use_ema: bool = True, cores: int = 0) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if cores:
             torch.set_num_threads(cores)

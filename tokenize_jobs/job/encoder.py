@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from infra.storage import location, storage_errors, write_atomic
-from tokenize_jobs.config import Weights
-from tokenize_jobs.latents import Layout, parquet_bytes, to_table
+from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.store.shards import Layout, parquet_bytes, to_table
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8
 
@@ -38,7 +38,7 @@ class Encoder:
 class PartEncoder:
     """Encodes a part and stages its moments; passes on only names and counts."""
 
-    def __init__(self, weights: Weights, layout: Layout, batch_size: int, staging: str) -> None:
+    def __init__(self, weights: TokenizerFile, layout: Layout, batch_size: int, staging: str) -> None:
         self.encoder, self.layout, self.staging = (
             Encoder(weights.kind, weights.path, batch_size),
             layout,

@@ -20,16 +20,16 @@ from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import storage_errors
-from tokenize_jobs.committer import Committer
-from tokenize_jobs.config import Tokenize, Weights
-from tokenize_jobs.encoder import PartEncoder
-from tokenize_jobs.latents import Layout, committed, publish
-from tokenize_jobs.parts import PartReader, Rates
-from tokenize_jobs.sources import Manifest, Shard
+from tokenize_jobs.config import Tokenize, TokenizerFile
+from tokenize_jobs.job.committer import Committer
+from tokenize_jobs.job.encoder import PartEncoder
+from tokenize_jobs.job.parts import PartReader, Rates
+from tokenize_jobs.sources.listing import Listing, Shard
+from tokenize_jobs.store.shards import Layout, committed, publish
 from tokenize_jobs.tokenizers import load
 
 
-def layout_of(weights: Weights, image_size: int) -> Layout:
+def layout_of(weights: TokenizerFile, image_size: int) -> Layout:
     """Return the shape of this tokenizer's moments. Raises InputError unless its stride divides the size."""
     tokenizer = load(weights.kind, weights.path)
     if image_size % tokenizer.stride:
@@ -42,7 +42,7 @@ def layout_of(weights: Weights, image_size: int) -> Layout:
     return Layout(tokenizer.channels, side, side, tokenizer.deterministic)
 
 
-def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, compute: Compute) -> dict[str, Any]:
+def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPath, compute: Compute) -> dict[str, Any]:
     """Fill the latent store at `out` and publish it; goes on after an interruption.
 
     Raises InputError when too many images are bad, and what the storage raised when it fails: finished shards are kept.
@@ -50,7 +50,7 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
     layout = layout_of(weights, config.image_size)
     done = committed(out)
     pending = [shard for shard in source.shards if shard.name not in done]
-    stage("tokenize", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
+    stage("latents", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
     staging, rates = out / "staging" / uuid.uuid4().hex[:8], {}
     try:
         if pending:
@@ -69,7 +69,7 @@ def tokenize(config: Tokenize, weights: Weights, source: Manifest, out: UPath, c
     }
 
 
-def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layout, out: UPath) -> dict[str, Any]:
+def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, layout: Layout, out: UPath) -> dict[str, Any]:
     commits = committed(out)
     rows = sum(commits[shard.name].rows for shard in source.shards)
     bad = [(s.name, *pair) for s in source.shards for pair in commits[s.name].quarantined]
@@ -97,8 +97,8 @@ def _publish(config: Tokenize, weights: Weights, source: Manifest, layout: Layou
 
 def _run(
     config: Tokenize,
-    weights: Weights,
-    source: Manifest,
+    weights: TokenizerFile,
+    source: Listing,
     pending: list[Shard],
     layout: Layout,
     staging: UPath,
@@ -122,7 +122,7 @@ def _run(
     )
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
-    progress, commits, rates = Progress("tokenize", len(pending), "shards"), [], Rates(compute.encoders)
+    progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(compute.encoders)
     committer = Committer.options(max_concurrency=4).remote(str(out), layout)
     progress.update(0)
     for part in parts.iter_rows():
@@ -157,4 +157,4 @@ def _remove(folder: UPath) -> None:
         elif folder.exists():
             folder.fs.rm(folder.path, recursive=True)
     except storage_errors():
-        stage("tokenize", f"could not remove {folder}")
+        stage("latents", f"could not remove {folder}")

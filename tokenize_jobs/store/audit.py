@@ -10,7 +10,7 @@ from upath import UPath
 from infra.console import table
 from infra.errors import InputError
 from infra.storage import read_json
-from tokenize_jobs.latents import MANIFEST
+from tokenize_jobs.store.shards import MANIFEST
 
 
 def describe(root: UPath) -> str:

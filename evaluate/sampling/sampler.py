@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evaluate.config import Sampling
-from evaluate.orders import generation_order, reveal_counts
+from evaluate.sampling.orders import generation_order, reveal_counts
 from infra.errors import InputError
 from infra.seeding import stream
 from train.models.autoregressor import Autoregressor

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from infra.storage import location
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources import IMAGE_SUFFIXES, Manifest, Shard
+from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources.listing import IMAGE_SUFFIXES, Listing, Shard
 
 _PARQUET_BATCH = 64
 
@@ -32,7 +32,7 @@ class Sample:
     fault: str = ""
 
 
-def read_shard(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
+def read_shard(manifest: Listing, shard: Shard) -> Iterator[Sample]:
     """Yield the samples of a shard in their order; a fault never costs its neighbours."""
     reader = {"webdataset": _read_tar, "parquet": _read_parquet, "folder": _read_folder}[manifest.format]
     seen: set[str] = set()
@@ -49,7 +49,7 @@ def read_shard(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
 
 
 def cropped_images(
-    manifest: Manifest, shard: Shard, size: int, most: int = 0, *, batch_size: int = 64
+    manifest: Listing, shard: Shard, size: int, most: int = 0, *, batch_size: int = 64
 ) -> Iterator[np.ndarray]:
     """Yield a shard's images uint8 (n, size, size, 3), up to `most` unless it is 0; bad ones are passed over."""
     batch: list[np.ndarray] = []

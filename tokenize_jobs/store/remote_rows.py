@@ -10,7 +10,7 @@ import numpy as np
 from upath import UPath
 
 from infra.errors import InputError
-from tokenize_jobs.latents import Layout
+from tokenize_jobs.store.shards import Layout
 
 
 class RemoteRows:

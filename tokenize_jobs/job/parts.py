@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from infra.storage import storage_errors
-from tokenize_jobs.crop import BadImage, centre_crop, decode
-from tokenize_jobs.samples import read_shard
-from tokenize_jobs.sources import Manifest, Shard
+from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources.listing import Listing, Shard
+from tokenize_jobs.sources.samples import read_shard
 
 PART_IMAGES = 256
 
@@ -19,7 +19,7 @@ PART_IMAGES = 256
 class PartReader:
     """Reads, decodes and crops one shard; yields its parts as they fill."""
 
-    def __init__(self, source: Manifest, shards: list[Shard], image_size: int) -> None:
+    def __init__(self, source: Listing, shards: list[Shard], image_size: int) -> None:
         self.source, self.shards, self.image_size = source, shards, image_size
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -14,15 +14,15 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import following
 from tokenize_jobs.config import FitTokenizer
-from tokenize_jobs.samples import cropped_images
-from tokenize_jobs.sources import Manifest
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import cropped_images
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 
 
 def fit_tokenizer(
-    config: FitTokenizer, images: Manifest, heldout: Manifest | None, size: int, out: UPath, compute: Compute
+    config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: UPath, compute: Compute
 ) -> dict[str, Any]:
     """Fit on the source's images and write the tokenizer below `out`; returns the reconstruction PSNRs in dB.
 
@@ -39,7 +39,7 @@ def fit_tokenizer(
 
 @ray.remote(max_retries=2)
 def _fit(
-    config: FitTokenizer, images: Manifest, heldout: Manifest | None, size: int, out: str, cores: int
+    config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: str, cores: int
 ) -> dict[str, Any]:
     torch.set_num_threads(cores)
 
@@ -54,7 +54,7 @@ def _fit(
     return {**measured, **({"psnr_heldout_db": reconstruction_psnr(model, _load(heldout, size))} if heldout else {})}
 
 
-def _load(source: Manifest, size: int) -> np.ndarray:
+def _load(source: Listing, size: int) -> np.ndarray:
     """Return images uint8 (N, size, size, 3), at most _MOST_IMAGES; bad ones are left out here and reported later."""
     batches = (batch for shard in source.shards for batch in cropped_images(source, shard, size))
     found: list[np.ndarray] = []

@@ -1,0 +1,1 @@
+"""Features of images -> numbers, one file a metric."""

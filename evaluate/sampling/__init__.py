@@ -1,0 +1,1 @@
+"""A model -> images: orders, noise, the sampler and the generator."""

@@ -1,0 +1,1 @@
+"""The jobs on Ray: fit a tokenizer, turn images into latents."""

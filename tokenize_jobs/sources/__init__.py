@@ -1,0 +1,1 @@
+"""Image sources: what lies where, and the samples in it."""

@@ -1,0 +1,1 @@
+"""The latent store: written in shards, read in any order, checked byte by byte."""
