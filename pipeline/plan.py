@@ -117,7 +117,7 @@ class Planner:
         config.check(size)
 
         def make(out: UPath) -> Mapping[str, Any]:
-            from tokenize_jobs.job.latents_job.fit_job import fit_tokenizer
+            from tokenize_jobs.job.fit_job import fit_tokenizer
 
             return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
 
