@@ -1,4 +1,4 @@
-"""What a step returns: a frozen dataclass of numbers, which says itself what a person and the tracking server see of it."""
+"""What a step returns: a frozen dataclass, which says itself what a person and the tracking server see of it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Base of what steps return. Fields are plain values, or dataclasses of them: they are stored as JSON and read back."""
+    """Base of what steps return. Fields are plain values, or dataclasses of them: stored as JSON, and read back."""
 
     def headline(self) -> str:
         """Return the line that the console says when the step is done."""
