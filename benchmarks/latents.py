@@ -8,6 +8,8 @@ Without a folder it tokenizes pictures of its own with a small autoencoder. Prin
 import argparse
 import io
 import json
+import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import conditions, ratio
-from infra.cluster import Compute, quiet_environment
+from infra.cluster import Compute, Stage, quiet_environment
 from infra.console import say
 from infra.storage import location
 from tokenize_jobs import tokenizers
@@ -112,12 +114,19 @@ def job(source: str, classes: int, tokenizer: str, size: int, out: Path, encoder
 def run_job(source: str, classes: int, tokenizer: str, size: int, out: str, encoders: int) -> dict[str, float]:
     """Run the tokenization job in this process, whose peak of resident memory is added to what it measured."""
     quiet_environment()
+    import ray
+
     from tokenize_jobs.job.latents_job import tokenize
+
+    cores = max(os.cpu_count() or 1, encoders + 1)  # two encoders on two cores share them with what reads for them
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     chosen = tokenizers.parse(tokenizer)
     weights = tokenizers.find(chosen.kind, chosen.path)
     config = Tokenize(image_size=size, batch_size=16)
-    measured = tokenize(config, weights, scan(source, classes), location(out), Compute(encoders=encoders))
+    measured = tokenize(
+        config, weights, scan(source, classes), location(out), Compute(encode=Stage(workers=encoders, cpus=1))
+    )
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory before exec
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return {**measured, "driver_mib": int(peak.split()[1]) / 1024}

@@ -60,13 +60,14 @@ def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
     to_draw = len(sets.models) * sets.generate.images
     progress, drawn, sums = Progress("evaluation", to_draw, "images"), 0, dict[str, FeatureSums]()
     progress.update(0)
-    with connected(compute):
+    with connected(compute) as cluster:
+        workers = cluster.generate
         ray.data.DataContext.get_current().enable_progress_bars = False
         measured = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
             _Measurer,
-            fn_constructor_args=(sets, compute.cores),
-            compute=ray.data.ActorPoolStrategy(size=compute.workers),
-            num_cpus=compute.cores, num_gpus=compute.gpus_per_worker or None,
+            fn_constructor_args=(sets, workers.cpus),
+            compute=ray.data.ActorPoolStrategy(size=workers.count),
+            num_cpus=workers.cpus, num_gpus=workers.gpus or None,
         )  # fmt: skip
         for part in _in_order(measured.iter_rows()):
             name, features = part["of"], np.frombuffer(part["features"], np.float32)

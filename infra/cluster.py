@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,64 @@ from infra.errors import InputError
 from infra.fingerprint import where
 
 _CONNECT_SECONDS = 5
+_CORES_BESIDE_GPU = 4  # reading latents and writing pictures for one GPU keeps no more busy
+_EPSILON = 1e-9  # 1 / 0.1 is no less than 10
 # a worker that asked Ray for no GPU would see them all, and torch would take the first
 _HIDE_GPUS_NOT_LENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What each worker of one stage gets."""
+
+    workers: int = where(default=0)
+    """Processes; 0 takes one for each GPU of the cluster (or as many as share one), without GPUs a single one."""
+    gpus: float | None = where(default=None)
+    """GPUs of each process; a fraction shares one, 0 uses processors, None takes one where the cluster has GPUs."""
+    cpus: int = where(default=0)
+    """Cores of each process; 0 takes what its node can give each, beside a GPU at most 4."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a stage takes of the cluster while it runs: `count` processes with these cores and GPUs each."""
+
+    count: int
+    cpus: int
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """One process' share, as Ray names it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+    def held_by(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return how many such processes these nodes hold at once."""
+        return sum(map(self._on, nodes))
+
+    def _on(self, node: Mapping[str, float]) -> int:
+        by_cores = int(node.get("CPU", 0) // self.cpus)
+        if not self.gpus:
+            return by_cores
+        gpus = int(node.get("GPU", 0))  # a fraction has to lie on one GPU
+        return min(by_cores, gpus * int(1 / self.gpus + _EPSILON) if self.gpus < 1 else int(gpus // self.gpus))
+
+
+def workers_of(stage: Stage, nodes: Sequence[Mapping[str, float]], beside: int = 0) -> Workers:
+    """Return what a stage takes of nodes with these resources (CPU, GPU); what was asked for is never lessened.
+
+    `beside` cores of the cluster are left free when the workers are counted.
+    """
+    has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+    gpus = float(has_gpus) if stage.gpus is None else stage.gpus
+    count = stage.workers or 1
+    if not stage.workers and gpus:
+        cores = sum(int(node.get("CPU", 0)) for node in nodes) - beside
+        count = max(1, min(Workers(0, stage.cpus or 1, gpus).held_by(nodes), cores // (stage.cpus or 1)))
+    most = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    shares = range(min(most, _CORES_BESIDE_GPU) if gpus else most, 0, -1)
+    fitting = (cpus for cpus in shares if Workers(count, cpus, gpus).held_by(nodes) >= count)
+    return Workers(count, stage.cpus or next(fitting, 1), gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +88,21 @@ class Compute:
     """Ray cluster to join, host:port or 'auto'; empty takes RAY_ADDRESS, or starts a local cluster."""
     tracking_uri: str = where(default="")
     """MLflow server; empty takes MLFLOW_TRACKING_URI, or a SQLite file below `out`."""
-    workers: int = where(default=1)
-    """Processes that train, and that generate."""
-    gpus_per_worker: float = where(default=0.0)
-    """GPUs of each; a fraction shares one GPU between generators and encoders."""
-    cpus_per_worker: int = where(default=0)
-    """Cores of each; 0 divides the local machine's cores."""
-    encoders: int = where(default=1)
-    """Processes that encode images."""
+    encode: Stage = where(default_factory=lambda: Stage(cpus=1))
+    """Processes that encode images; others read for them."""
+    train: Stage = where(default_factory=Stage)
+    """Processes that train; one of them fits the tokenizer."""
+    generate: Stage = where(default_factory=Stage)
+    """Processes that draw and measure images."""
 
-    @property
-    def cores(self) -> int:
-        """Cores of one worker."""
-        return self.cpus_per_worker or max(1, (os.cpu_count() or 1) // max(self.workers, 1))
+
+@dataclass(frozen=True)
+class Cluster:
+    """What each stage takes of the cluster that is connected."""
+
+    encode: Workers
+    train: Workers
+    generate: Workers
 
 
 def quiet_environment() -> None:
@@ -72,25 +130,22 @@ def quiet_environment() -> None:
 
 
 @contextmanager
-def connected(compute: Compute) -> Iterator[None]:
-    """Join or start the cluster for the duration of a block; nested blocks share it.
+def connected(compute: Compute) -> Iterator[Cluster]:
+    """Join or start the cluster for a block, yielding what each stage takes of it; nested blocks share it.
 
     Raises InputError when nothing answers at the address or the cluster lacks the GPUs or cores asked for.
     """
     import ray
 
     if ray.is_initialized():
-        _check_resources(compute, ray.cluster_resources())
-        yield
+        yield _cluster(compute)
         return
     address = compute.address or os.environ.get("RAY_ADDRESS", "")
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
-    local_cpus = max(os.cpu_count() or 1, compute.encoders + 1)  # one reads for the encoders
-    if not address:  # this machine is known before Ray has started
-        _check_resources(compute, {"CPU": local_cpus, "GPU": _local_gpus() if compute.gpus_per_worker else 0})
     options = {"address": address, "runtime_env": {"env_vars": _HIDE_GPUS_NOT_LENT}} if address else {
-        "address": "local", "num_cpus": local_cpus, "include_dashboard": False, "object_store_memory": 512 << 20,
+        "address": "local", "include_dashboard": False, "object_store_memory": 512 << 20,
+        "num_cpus": max(os.cpu_count() or 1, 2),  # one encodes, one reads
     }  # fmt: skip
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -101,11 +156,40 @@ def connected(compute: Compute) -> Iterator[None]:
             "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from None
     try:
-        _check_resources(compute, ray.cluster_resources())
+        cluster = _cluster(compute)
         _quiet_loggers()
-        yield
+        yield cluster
     finally:
         ray.shutdown()
+
+
+def _cluster(compute: Compute) -> Cluster:
+    """Return what each stage takes of the connected cluster. Raises InputError when it cannot hold it."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = {}
+    for name, beside in (("encode", 1), ("train", 0), ("generate", 0)):
+        found[name] = workers_of(getattr(compute, name), nodes, beside)
+        check_held(name, found[name], nodes, beside)
+    return Cluster(**found)
+
+
+def check_held(name: str, workers: Workers, nodes: Sequence[Mapping[str, float]], beside: int = 0) -> None:
+    """Raise InputError unless the nodes hold all these workers of the stage `name`, and `beside` cores more."""
+    flags = f"--compute.{name}.workers {workers.count} x {workers.cpus} cores and {workers.gpus:g} GPUs"
+    if workers.count < 1 or workers.cpus < 1 or workers.gpus < 0 or (workers.gpus > 1 and workers.gpus % 1):
+        raise InputError(f"{flags}: ask for positive numbers, and for a part of one GPU or for whole GPUs")
+    cores, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    has = f"the cluster has {cores:g} cores and {gpus:g} GPUs on {len(nodes)} nodes"
+    held = workers.held_by(nodes)
+    if held < workers.count:
+        raise InputError(
+            f"{flags}: {has}, which hold {held} such workers. Ask for fewer, for fewer cores with "
+            f"--compute.{name}.cpus, or for no GPU with --compute.{name}.gpus 0."
+        )
+    if workers.count * workers.cpus + beside > cores:
+        raise InputError(f"{flags}: reading for them takes a core more, but {has}. Ask for fewer workers.")
 
 
 @contextmanager
@@ -126,31 +210,6 @@ def check_answers(address: str, field: str, remedy: str) -> None:
         socket.create_connection((parsed.hostname or "localhost", port), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise InputError(f"{field} {address}: nothing answers there ({error}). {remedy}.") from None
-
-
-def _local_gpus() -> int:
-    import torch  # seconds to import: only for those who ask for GPUs
-
-    return torch.cuda.device_count()
-
-
-def _check_resources(compute: Compute, total: Mapping[str, float]) -> None:
-    wanted = compute.workers * compute.gpus_per_worker
-    if wanted > total.get("GPU", 0):
-        raise InputError(
-            f"--compute.gpus-per-worker {compute.gpus_per_worker:g} x --compute.workers {compute.workers}: the cluster "
-            f"has {total.get('GPU', 0):g} GPUs, not {wanted:g}. Ask for fewer, or 0 to use processors."
-        )
-    if compute.workers * compute.cores > total.get("CPU", 0):
-        raise InputError(
-            f"--compute.workers {compute.workers} x {compute.cores} cores: the cluster has "
-            f"{total.get('CPU', 0):g} CPUs. Ask for fewer workers, or set --compute.cpus-per-worker."
-        )
-    if compute.encoders >= total.get("CPU", 0):
-        raise InputError(
-            f"--compute.encoders {compute.encoders}: each takes a core and reading for them another, but the cluster "
-            f"has {total.get('CPU', 0):g} CPUs. Ask for fewer encoders."
-        )
 
 
 def _quiet_loggers() -> None:

@@ -1,13 +1,13 @@
 """`mar tokenize --source ...`: latents of the user's own images, without a recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tyro
 from upath import UPath
 
 from infra.artifact import Step
-from infra.cluster import Compute
+from infra.cluster import Compute, Stage
 from infra.console import say, stage
 from infra.storage import location, require_writable
 from tokenize_jobs import tokenizers
@@ -33,10 +33,8 @@ class TokenizeOwn:
     """Images encoded at once."""
     max_bad_fraction: float = 0.01
     """Fail, before publishing, when a larger share of the images had to be quarantined."""
-    encoders: int = 1
-    """Processes that encode."""
-    gpus_per_encoder: float = 0.0
-    """GPUs of each, a fraction to share one."""
+    encode: Stage = field(default_factory=lambda: Stage(cpus=1))
+    """Processes that encode images; others read for them."""
     address: str = ""
     """Ray cluster to join; empty takes RAY_ADDRESS, or starts a local one."""
 
@@ -62,7 +60,7 @@ def latents_step(own: TokenizeOwn) -> Step:
     chosen = tokenizers.parse(own.tokenizer)
     weights = tokenizers.find(chosen.kind, chosen.path)
     config = Tokenize(image_size=own.image_size, batch_size=own.batch_size, max_bad_fraction=own.max_bad_fraction)
-    compute = Compute(out=own.out, address=own.address, encoders=own.encoders, gpus_per_worker=own.gpus_per_encoder)
+    compute = Compute(out=own.out, address=own.address, encode=own.encode)
 
     def make(path: UPath) -> dict[str, Any]:
         from tokenize_jobs.job.latents_job import tokenize

@@ -13,7 +13,7 @@ from upath import UPath
 from evaluate.config import Subject
 from infra.artifact import Step
 from infra.cluster import Compute
-from infra.console import Progress, stage
+from infra.console import Progress
 from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.recipes import Recipe
@@ -148,7 +148,6 @@ class Planner:
         def make(out: UPath) -> Mapping[str, Any]:
             from train.trainer import train
 
-            stage("checkpoint", f"starting {self.compute.workers} worker(s)")
             return train(self.recipe.train, latents, out, self.compute, on_log)
 
         self._add("checkpoint", self.recipe.train, {"latents": self.steps["latents"].fingerprint}, make)

@@ -51,7 +51,7 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
         _say_cached("registration", record)
         _summary(plan, done, record.measured)
         return done
-    _check(recipe, {step.name for step in steps if not step.find()})
+    _check(recipe, compute, {step.name for step in steps if not step.find()})
     check_tracking(uri)
     # MLflow takes seconds to import, and so does a cluster to start: side by side
     threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
@@ -59,12 +59,13 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
         return _run(plan, steps, uri, live, published if registering else None)
 
 
-def _check(recipe: Recipe, pending: set[str]) -> None:
+def _check(recipe: Recipe, compute: Compute, pending: set[str]) -> None:
     """Raise InputError for what later steps would refuse, before days of training."""
     config, model = recipe.evaluate, recipe.train.model
     sampling = config.generate.sampling
     if "checkpoint" in pending:
         recipe.train.check_shape()
+        recipe.train.check_workers(compute.train.workers)
     if "evaluation" in pending:
         config.features.check()
         sampling.check(model, model.num_tokens)

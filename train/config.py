@@ -39,11 +39,9 @@ class Train:
     log_every: int = where(default=20)
     """Steps between lines of the log."""
 
-    def check(self, workers: int, latent_channels: int, latent_size: int, num_classes: int) -> None:
-        """Raise InputError unless this model fits these latents and the batch divides among the workers."""
+    def check(self, latent_channels: int, latent_size: int, num_classes: int) -> None:
+        """Raise InputError unless this model fits these latents."""
         self.check_shape()
-        if self.batch_size % workers:
-            raise InputError(f"--train.batch-size {self.batch_size} is not a multiple of --compute.workers {workers}")
         model = self.model
         if (model.latent_channels, model.latent_size) != (latent_channels, latent_size):
             raise InputError(
@@ -53,6 +51,13 @@ class Train:
         if num_classes > model.num_classes:
             raise InputError(
                 f"--train.model.num-classes {model.num_classes}: the store has labels up to {num_classes - 1}"
+            )
+
+    def check_workers(self, workers: int) -> None:
+        """Raise InputError unless the batch divides among this many workers."""
+        if self.batch_size % max(workers, 1):
+            raise InputError(
+                f"--train.batch-size {self.batch_size} is not a multiple of --compute.train.workers {workers}"
             )
 
     def check_shape(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import ray.train
 import ray.train.torch
 from upath import UPath
 
-from infra.cluster import Compute, connected, keeping_interrupts
+from infra.cluster import Compute, Workers, connected, keeping_interrupts
+from infra.console import stage
 from infra.follow import following
 from infra.storage import read_json
 from tokenize_jobs.store.shards import MANIFEST
@@ -31,29 +33,15 @@ def train(
     """
     manifest = read_json(latents / MANIFEST)
     layout, classes = manifest["layout"], tuple(manifest["classes"])
-    config.check(compute.workers, layout["channels"], layout["height"], len(classes))
+    config.check(layout["channels"], layout["height"], len(classes))
+    config.check_workers(compute.train.workers)
     log = Path(str(out)) / "metrics.jsonl"
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"job": TrainJob(config, str(latents), str(log), compute.cores)},
-        torch_config=ray.train.torch.TorchConfig(timeout_s=300),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.workers,
-            use_gpu=compute.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": compute.cores,
-                **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {}),
-            },
-        ),
-        run_config=ray.train.RunConfig(
-            name=RUN,
-            storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),  # pyrefly: ignore
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    with connected(compute), following(log, on_log), keeping_interrupts():
-        result = trainer.fit()
+    with connected(compute) as cluster, following(log, on_log), keeping_interrupts():
+        workers = cluster.train
+        if not compute.train.workers:
+            workers = replace(workers, count=_dividing(config.batch_size, workers.count))
+        stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
+        result = _trainer(TrainJob(config, str(latents), str(log), workers.cpus), workers, out).fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(
             f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps."
@@ -72,6 +60,28 @@ def train(
     write_model(out, card, model, ema.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"train_steps": steps, "images_seen": card.images_seen, "parameters": parameters, **_last_log(log)}
+
+
+def _dividing(batch_size: int, workers: int) -> int:
+    """Return the most of these workers among whom the batch divides."""
+    return next(count for count in range(workers, 0, -1) if batch_size % count == 0)
+
+
+def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=300),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=workers.resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=RUN,
+            storage_path=str(out),
+            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),  # pyrefly: ignore
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
 
 
 def _last_log(log: Path) -> dict[str, float]:

@@ -16,7 +16,7 @@ from evaluate.features import Extractor
 from evaluate.grid import sample_grid
 from evaluate.metrics.frechet import FeatureSums, frechet_distance
 from evaluate.sampling.generate import Generator
-from infra.cluster import Compute, connected
+from infra.cluster import Compute, Workers, connected
 from infra.console import Progress
 from infra.fingerprint import canonical, fingerprint
 from infra.storage import location, write_json
@@ -51,14 +51,15 @@ def sampling_sweep(
 
     `reference` is the evaluation whose reference sums the trials are measured against.
     """
-    trials = Trials(sweep, base, features, subject, str(reference), str(out), compute.cores)
     settings = sweep.settings(base)
     progress = Progress("sweep", len(settings), "trials")
     pending = [index for index, sampling in enumerate(settings) if not trial_path(out, sampling, sweep).exists()]
     progress.update(len(settings) - len(pending))
     if pending:
-        with connected(compute):
-            _run(trials, pending, compute, out, progress, len(settings))
+        with connected(compute) as cluster:
+            workers = cluster.generate
+            trials = Trials(sweep, base, features, subject, str(reference), str(out), workers.cpus)
+            _run(trials, pending, workers, out, progress, len(settings))
     results = [json.loads(trial_path(out, sampling, sweep).read_text()) for sampling in settings]
     best = min(results, key=lambda result: result["fd"])
     write_json(out / "trials.json", results)
@@ -71,13 +72,12 @@ def sampling_sweep(
     }
 
 
-def _run(trials: Trials, pending: list[int], compute: Compute, out: UPath, progress: Progress, total: int) -> None:
-    resources = {"CPU": compute.cores, **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {})}
+def _run(trials: Trials, pending: list[int], workers: Workers, out: UPath, progress: Progress, total: int) -> None:
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(ray.tune.with_parameters(_trial, trials=trials), resources),
+        ray.tune.with_resources(ray.tune.with_parameters(_trial, trials=trials), workers.resources),
         param_space={"trial": ray.tune.grid_search(pending)},
         tune_config=ray.tune.TuneConfig(
-            metric="fd", mode="min", max_concurrent_trials=compute.workers, reuse_actors=True
+            metric="fd", mode="min", max_concurrent_trials=workers.count, reuse_actors=True
         ),
         run_config=ray.tune.RunConfig(
             name="ray_tune", storage_path=str(out), verbose=0, callbacks=[_Told(progress, total - len(pending))]

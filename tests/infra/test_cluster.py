@@ -1,11 +1,14 @@
 """The cluster that work runs on."""
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import ray
 
-from infra.cluster import quiet_environment
+from infra.cluster import Compute, Stage, Workers, check_held, quiet_environment, workers_of
+from infra.errors import InputError
 
 
 @pytest.mark.parametrize("token", [True, False])
@@ -25,3 +28,71 @@ def test_worker_that_was_lent_no_gpu_sees_none(cluster):
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
     assert ray.get(visible.remote()) == ""
+
+
+LAPTOP = [{"CPU": 2}]
+EIGHT = [{"CPU": 96, "GPU": 8}]
+FOUR_NODES = [{"CPU": 8}, *[{"CPU": 96, "GPU": 8}] * 4]
+CONTAINER = [{"CPU": 4}]  # of a host with 128 cores
+CORES_AS_GPUS = [{"CPU": 8, "GPU": 8}]
+UNEVEN = [{"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 4}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage", "beside", "expected"),
+    [
+        (LAPTOP, Compute().encode, 1, Workers(1, 1, 0)),
+        (LAPTOP, Compute().train, 0, Workers(1, 2, 0)),
+        (CONTAINER, Compute().train, 0, Workers(1, 4, 0)),
+        (CONTAINER, Stage(workers=2), 0, Workers(2, 2, 0)),
+        (EIGHT, Compute().encode, 1, Workers(8, 1, 1)),
+        (EIGHT, Compute().train, 0, Workers(8, 4, 1)),
+        (EIGHT, Stage(gpus=0.5), 0, Workers(16, 4, 0.5)),
+        (EIGHT, Stage(gpus=0.1), 0, Workers(80, 1, 0.1)),
+        (EIGHT, Stage(gpus=0), 0, Workers(1, 96, 0)),
+        (EIGHT, Stage(gpus=2), 0, Workers(4, 4, 2)),
+        (EIGHT, Stage(workers=2), 0, Workers(2, 4, 1)),
+        (EIGHT, Stage(workers=16), 0, Workers(16, 1, 1)),  # refused, not lessened
+        (EIGHT, Stage(cpus=24), 0, Workers(4, 24, 1)),
+        (FOUR_NODES, Compute().encode, 1, Workers(32, 1, 1)),
+        (FOUR_NODES, Compute().train, 0, Workers(32, 4, 1)),
+        (FOUR_NODES, Stage(workers=4, gpus=0), 0, Workers(4, 96, 0)),
+        (CORES_AS_GPUS, Compute().encode, 1, Workers(7, 1, 1)),
+        (UNEVEN, Compute().train, 0, Workers(5, 4, 1)),
+        ([], Compute().train, 0, Workers(1, 1, 0)),
+    ],
+)
+def test_stage_takes_what_the_nodes_have_unless_told_otherwise(nodes, stage, beside, expected):
+    assert workers_of(stage, nodes, beside) == expected
+
+
+def test_what_a_default_stage_takes_is_held_by_any_nodes_with_two_cores():
+    random = np.random.default_rng(5)
+    for _ in range(500):
+        nodes = [
+            {"CPU": int(random.integers(0, 9)), "GPU": int(random.integers(0, 5))} for _ in range(random.integers(1, 5))
+        ]
+        nodes[0]["CPU"] += 2
+        for name, beside in (("encode", 1), ("train", 0), ("generate", 0)):
+            gpus = [None, 0, 0.25, 0.5, 1][random.integers(5)] if any(n["GPU"] and n["CPU"] > 1 for n in nodes) else 0
+            stage = replace(getattr(Compute(), name), gpus=gpus)
+            check_held(name, workers_of(stage, nodes, beside), nodes, beside)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            Stage(workers=9),
+            r"--compute.train.workers 9 x 1 cores and 1 GPUs: .* 96 cores and 8 GPUs on 1 nodes, which hold 8",
+        ),
+        (Stage(cpus=97), "hold 0 such workers"),
+        (Stage(gpus=9), "hold 0 such workers"),
+        (Stage(workers=-1), "positive numbers"),
+        (Stage(cpus=-1), "positive numbers"),
+        (Stage(gpus=1.5), "a part of one GPU or for whole GPUs"),
+    ],
+)
+def test_workers_that_the_nodes_cannot_hold_are_refused(stage, message):
+    with pytest.raises(InputError, match=message):
+        check_held("train", workers_of(stage, EIGHT), EIGHT)

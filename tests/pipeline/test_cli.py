@@ -63,8 +63,8 @@ def test_bad_input_ends_the_process_with_exit_code_two(mar, words, message):
     ("flags", "message"),
     [
         (["--tokenize.image-size", "33"], "stride 4 does not divide it"),
-        (["--compute.gpus-per-worker", "1"], "has 0 GPUs"),
-        (["--compute.workers", "3", "--compute.cpus-per-worker", "50"], "Ask for fewer workers"),
+        (["--compute.generate.gpus", "1"], "and 0 GPUs on 1 nodes, which hold 0 such workers"),
+        (["--compute.train.workers", "4", "--compute.train.cpus", "50"], "hold 0 such workers. Ask for fewer"),
     ],
 )
 def test_impossible_settings_are_refused_before_work(mar, tmp_path, flags, message):

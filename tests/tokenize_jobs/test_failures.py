@@ -60,7 +60,7 @@ class Job:
         command = [
             sys.executable, "-m", "pipeline", "tokenize", "--source", str(source), "--num-classes", "1",
             "--tokenizer", f"fit:{source.parent / 'tokenizer'}", "--image-size", "64", "--out", str(out),
-            "--encoders", str(encoders), "--address", address,
+            "--encode.workers", str(encoders), "--address", address,
         ]  # fmt: skip
         self.out = out
         self.process = subprocess.Popen(

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
-from infra.cluster import Compute
+from infra.cluster import Compute, Stage
 from infra.errors import InputError
 from infra.storage import location
 from tests.tokenize_jobs.test_sources import GOOD, write_tar
@@ -75,8 +75,16 @@ def test_job_with_no_core_left_to_read_for_its_encoders_is_refused(cluster, sour
     import ray
 
     cores = int(ray.cluster_resources()["CPU"])
-    with pytest.raises(InputError, match=f"--compute.encoders {cores}: each takes a core and reading for them another"):
-        tokenize(Tokenize(image_size=16), WEIGHTS, source, location(tmp_path / "store"), Compute(encoders=cores))
+    with pytest.raises(
+        InputError, match=rf"--compute\.encode\.workers {cores} x 1 cores .*: reading for them takes a core more"
+    ):
+        tokenize(
+            Tokenize(image_size=16),
+            WEIGHTS,
+            source,
+            location(tmp_path / "store"),
+            Compute(encode=Stage(workers=cores, cpus=1)),
+        )
 
 
 def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):

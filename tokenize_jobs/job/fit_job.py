@@ -29,12 +29,13 @@ def fit_tokenizer(
     Raises InputError unless the stride is even and divides the image size.
     """
     config.check(size)
-    with connected(compute):
+    with connected(compute) as cluster:
         stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
         progress, log = Progress("tokenizer", config.train_steps, "steps"), Path(str(out)) / "fit.jsonl"
-        job = _fit.options(num_cpus=compute.cores, num_gpus=compute.gpus_per_worker)
+        cpus, gpus = cluster.train.cpus, cluster.train.gpus
+        job = _fit.options(num_cpus=cpus, num_gpus=gpus)
         with following(log, lambda line: progress.update(line["step"], f", PSNR {line['psnr']:.1f} dB")):
-            return ray.get(job.remote(config, images, heldout, size, str(out), compute.cores))
+            return ray.get(job.remote(config, images, heldout, size, str(out), cpus))
 
 
 @ray.remote(max_retries=2)

@@ -16,7 +16,7 @@ import ray
 import ray.data
 from upath import UPath
 
-from infra.cluster import Compute, connected
+from infra.cluster import Compute, Workers, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import storage_errors
@@ -54,8 +54,8 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
     staging, rates = out / "staging" / uuid.uuid4().hex[:8], {}
     try:
         if pending:
-            with connected(compute):
-                rates = _run(config, weights, source, pending, layout, staging, out, compute)
+            with connected(compute) as cluster:
+                rates = _run(config, weights, source, pending, layout, staging, out, cluster.encode)
         manifest = _publish(config, weights, source, layout, out)
     finally:
         _remove(staging)
@@ -103,7 +103,7 @@ def _run(
     layout: Layout,
     staging: UPath,
     out: UPath,
-    compute: Compute,
+    workers: Workers,
 ) -> dict[str, float]:
     """Stream the pending shards through the cluster, committing each as its last part arrives; returns the rates."""
     context = ray.data.DataContext.get_current()
@@ -116,13 +116,13 @@ def _run(
     ).map(
         PartEncoder,
         fn_constructor_args=(weights, layout, config.batch_size, str(staging)),
-        compute=ray.data.ActorPoolStrategy(size=compute.encoders),
-        num_cpus=1,
-        num_gpus=compute.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(size=workers.count),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
     )
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
-    progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(compute.encoders)
+    progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(workers.count)
     committer = Committer.options(max_concurrency=4).remote(str(out), layout)
     progress.update(0)
     for part in parts.iter_rows():
