@@ -8,11 +8,9 @@ from typing import Literal
 from infra.errors import InputError
 from infra.fingerprint import where
 from tokenize_jobs.config import TokenizerFile
-from train.config import Train
 from train.models.config import Model
 
 LITE0 = "efficientnet-lite0"
-FID_IMAGES = 50_000
 Order = Literal["random", "raster", "halton", "gtr"]
 
 
@@ -128,13 +126,23 @@ class Features:
     def check(self) -> None:
         """Raise InputError unless the network's weights are at hand."""
         if self.weights and not Path(self.weights).is_file():
-            raise InputError(f"--evaluate.features.weights {self.weights}: no such file")
+            raise InputError(f"--reference.features.weights {self.weights}: no such file")
         if self.name == "inception-v3-compat" and not self.inception_file.is_file():
             raise InputError(
                 f"features inception-v3-compat: give the file {self.inception_file.name} (released by torch-fidelity "
-                f"v0.2.0) as --evaluate.features.weights, put it at {self.inception_file}, or choose "
-                "--evaluate.features.name efficientnet-lite0"
+                f"v0.2.0) as --reference.features.weights, put it at {self.inception_file}, or choose "
+                "--reference.features.name efficientnet-lite0"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The real images that generated ones are measured against."""
+
+    features: Features = field(default_factory=Features)
+    """The network whose features are compared."""
+    images: int = 0
+    """Number of real images, evenly from the shards; 0 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,26 +151,16 @@ class Evaluate:
 
     generate: Generate = field(default_factory=Generate)
     """The images that are measured."""
-    features: Features = field(default_factory=Features)
-    """The network whose features are compared."""
-    reference_images: int = 0
-    """Real training images of the reference, evenly from the shards; 0 for all."""
+    ceiling: bool = False
+    """Measure the untrained model too, which costs as many images again."""
     grid_columns: int = 10
     """Images of each class in the sample grid; classes beyond ten are left out."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model directory, the tokenizer of its latents, and its training's config for the ceiling."""
+    """What is evaluated: a model directory, and the tokenizer of its latents."""
 
     model: str
     weights: TokenizerFile
-    train: Train
     image_size: int
-
-
-def metric_name(features: Features, images: int) -> str:
-    """Return 'FID' only for Inception features of at least 50,000 images, else 'FD (network, N)'."""
-    if features.name == "inception-v3-compat" and images >= FID_IMAGES:
-        return "FID"
-    return f"FD ({features.name}, {images})"

@@ -1,101 +1,163 @@
-"""Evaluation: generated images against real ones, beside a floor (held-out real) and a ceiling (untrained model)."""
+"""Evaluation: generated images against a reference, beside a floor (held-out real) and, on demand, a ceiling."""
 
-import io
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from upath import UPath
 
-from evaluate.config import Evaluate, Generate, Subject, metric_name
-from evaluate.features import weights_hash
+from evaluate.conditions import Conditions
+from evaluate.config import Evaluate, Generate, Sampling, Subject
 from evaluate.grid import sample_grid
 from evaluate.measure import Sets, measure
-from evaluate.metrics.frechet import FeatureSums, frechet_distance
+from evaluate.metrics import frechet
+from evaluate.metrics.frechet import frechet_distance
+from evaluate.reference import RealFeatures, ReferenceResult, read_reference
 from evaluate.sampling.generate import part_path, read_images
 from evaluate.sampling.sampler import check
 from infra.cluster import Compute
 from infra.console import stage
 from infra.errors import InputError
-from infra.fingerprint import canonical
-from infra.storage import location, write_atomic
-from tokenize_jobs.sources.listing import Listing
-from train.checkpoint import read_card, untrained_directory
+from infra.result import Report, Result
+from infra.storage import location
+from train.checkpoint import ModelCard, read_card, untrained_directory
+from train.config import Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(Result):
+    """Numbers of a model, by metric, with all that they depend on."""
+
+    metric: str
+    """Name of the Fréchet distance: FID only where it is one."""
+    numbers: dict[str, float]
+    """Of the generated images."""
+    floor: dict[str, float]
+    """Of held-out real images, where there are any."""
+    ceiling: dict[str, float]
+    """Of the untrained model's images, where they were asked for."""
+    conditions: Conditions
+    heldout_images: int
+    rank_deficient: bool
+    """Fewer images than features: compare only with numbers of as many images."""
+    sampling: Sampling
+    seed: int
+    ema: bool
+    """Averaged weights, or the raw ones."""
+
+    @property
+    def fd(self) -> float:
+        """The Fréchet distance, by which models are ranked."""
+        return self.numbers[frechet.NAME]
+
+    def headline(self) -> str:
+        """Return the distance beside its anchors."""
+        beside = [("held-out real", self.floor), ("untrained", self.ceiling)]
+        anchors = [f"{name} {numbers[frechet.NAME]:g}" for name, numbers in beside if numbers]
+        return ", ".join([f"{self.metric} {self.fd:g}", *anchors])
+
+    def report(self, path: UPath) -> Report:
+        """Return the numbers, their conditions as tags, and the sample grid."""
+        anchors = {"heldout": self.floor, "untrained": self.ceiling}
+        return Report(
+            metrics={
+                **self.numbers,
+                **{f"{name}_{of}": value for of, numbers in anchors.items() for name, value in numbers.items()},
+            },
+            tags={
+                "metric": self.metric,
+                "rank_deficient": json.dumps(self.rank_deficient),
+                **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
+            },
+            pictures={"samples/grid": path / "grid.png"},
+            for_parent=True,
+        )
 
 
 def evaluate(
-    config: Evaluate, subject: Subject, real: Listing, heldout: Listing | None, out: UPath, compute: Compute
-) -> dict[str, Any]:
-    """Measure the model against the training images; leaves images, the sample grid and the sums in `out`.
+    config: Evaluate,
+    subject: Subject,
+    reference: UPath,
+    heldout: UPath | None,
+    sampling: Sampling,
+    out: UPath,
+    compute: Compute,
+) -> EvaluationResult:
+    """Draw images with `sampling` and measure them; leaves the images and the sample grid in `out`.
 
-    Raises InputError when the extractor's weights are missing, the model cannot be sampled with these settings, or
-    its latents are another tokenizer's.
+    `reference` and `heldout` are what `make_reference` left. Raises InputError when these are of another size or
+    extractor, the extractor's weights are missing, the model cannot be sampled with these settings, or its latents
+    are another tokenizer's.
     """
-    config.features.check()
-    model, count, weights = location(subject.model), config.generate.images, subject.weights
-    card = read_card(model)
-    if card.tokenizer_hash != weights.hash:
-        raise InputError(
-            f"tokenizer {weights.kind} {weights.hash} is not the one of {model}: it was trained on latents of "
-            f"{card.tokenizer_kind} {card.tokenizer_hash}"
-        )
-    check(card.model, config.generate.sampling, torch.arange(card.model.num_classes))
-    ceiling = untrained_directory(card, subject.train, out / "untrained-model")
+    real = read_reference(reference)
+    floor = None if heldout is None else read_reference(heldout)
+    card = _checked_card(subject, sampling, real.about, floor)
+    models = {"samples": subject.model}
+    if config.ceiling:
+        models["untrained"] = str(untrained_directory(card, Train().seed, out / "untrained-model"))
     sums = measure(
         Sets(
-            models={"samples": subject.model, "untrained": str(ceiling)},
-            real={"reference": real, **({} if heldout is None else {"heldout": heldout})},
-            weights=weights, generate=config.generate, features=config.features, image_size=subject.image_size,
-            most_real=config.reference_images, out=str(out),
+            models=models, weights=subject.weights, generate=config.generate, sampling=sampling,
+            features=real.about.features, out=str(out),
         ),
         compute,
     )  # fmt: skip
-    _save_sums(out / "reference.npz", sums["reference"])
     stage("evaluation", "Fréchet distances")
-    measured = {
-        f"fd{suffix}": round(frechet_distance(sums[name], sums["reference"]), 4)
-        for name, suffix in (("samples", ""), ("untrained", "_untrained"), ("heldout", "_heldout"))
-        if name in sums
-    }
+    sets = {name: found.statistics() for name, found in sums.items()}
+    if floor is not None:
+        sets["heldout"] = floor.statistics
+    numbers = {name: {frechet.NAME: round(frechet_distance(found, real.statistics), 4)} for name, found in sets.items()}
+    count = config.generate.images
     picture = sample_grid(
         lambda index: _sample(config.generate, out / "samples", index), count, card.classes, config.grid_columns
     )
     picture.save(Path(str(out)) / "grid.png")
-    return {
-        **measured,
-        "metric": metric_name(config.features, count),
-        "conditions": {
-            "features": config.features.name,
-            "layer": config.features.layer,
-            "extractor_weights": weights_hash(config.features),
-            "images": count,
-            "reference_images": sums["reference"].count,
-            "heldout_images": sums["heldout"].count if "heldout" in sums else 0,
-            "reference_digest": real.digest[:16],
-            "rank_deficient": min(count, sums["reference"].count) <= int(config.features.layer),
-            "sampling": canonical(config.generate.sampling),
-            "seed": config.generate.seed,
-            "ema": config.generate.use_ema,
-            "classes": "balanced",
-        },
-    }
+    conditions = conditions_against(real.about, count, sampling)
+    return EvaluationResult(
+        metric=conditions.title, numbers=numbers["samples"], floor=numbers.get("heldout", {}),
+        ceiling=numbers.get("untrained", {}), conditions=conditions, heldout_images=floor.about.images if floor else 0,
+        rank_deficient=conditions.is_rank_deficient, sampling=sampling, seed=config.generate.seed,
+        ema=config.generate.use_ema,
+    )  # fmt: skip
+
+
+def conditions_against(reference: ReferenceResult, images: int, sampling: Sampling) -> Conditions:
+    """Return the conditions of numbers of so many generated images against a reference."""
+    return Conditions(
+        extractor=reference.features.name, layer=reference.features.layer,
+        extractor_weights=reference.extractor_weights, image_size=reference.image_size, images=images,
+        reference=reference.digest, reference_images=reference.images, precision=sampling.precision,
+    )  # fmt: skip
+
+
+def _checked_card(
+    subject: Subject, sampling: Sampling, reference: ReferenceResult, floor: RealFeatures | None
+) -> ModelCard:
+    """Return the model's card. Raises InputError for what does not go together."""
+    card, weights = read_card(location(subject.model)), subject.weights
+    if card.tokenizer_hash != weights.hash:
+        raise InputError(
+            f"tokenizer {weights.kind} {weights.hash} is not the one of {subject.model}: it was trained on latents of "
+            f"{card.tokenizer_kind} {card.tokenizer_hash}"
+        )
+    if reference.image_size != subject.image_size:
+        raise InputError(
+            f"the reference is of images of {reference.image_size} pixels, the model's have {subject.image_size}: make "
+            "a reference of that size"
+        )
+    if floor is not None and (floor.about.image_size, floor.about.extractor_weights) != (
+        reference.image_size,
+        reference.extractor_weights,
+    ):
+        raise InputError("reference and held-out images were measured at another size, or with another extractor")
+    reference.features.check()
+    check(card.model, sampling, torch.arange(card.model.num_classes))
+    return card
 
 
 def _sample(config: Generate, folder: UPath, index: int) -> np.ndarray:
     """Return generated image `index`, uint8 (H, W, 3)."""
     start = index // config.batch_size * config.batch_size
     return read_images(part_path(folder, range(start, min(start + config.batch_size, config.images))))[index - start]
-
-
-def _save_sums(path: UPath, sums: FeatureSums) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, count=sums.count, total=sums.total, outer=sums.outer)
-    write_atomic(path, buffer.getvalue())
-
-
-def read_sums(path: UPath) -> FeatureSums:
-    """Read the reference's sums that an evaluation left."""
-    with path.open("rb") as file:
-        saved = np.load(file, allow_pickle=False)
-        return FeatureSums(int(saved["count"]), saved["total"], saved["outer"])

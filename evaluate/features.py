@@ -95,10 +95,10 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return features float64 (N, D) of images uint8 (N, H, W, 3)."""
+        """Return features float32 (N, D) of images uint8 (N, H, W, 3)."""
         found, batch_size = [], 64 if self.device == "cuda" else 16  # a processor's cache holds few images' layers
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2)))
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # its convolutions would take it
-                found.append(self.network(batch.to(self.device))[0].double().cpu().numpy())
+                found.append(self.network(batch.to(self.device))[0].float().cpu().numpy())
         return np.concatenate(found)

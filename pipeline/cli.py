@@ -187,7 +187,7 @@ def _sample(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise InputError("mar sample needs a recipe or the directory of a model")
     recipe = None if Path(words[0]).is_dir() else _named_recipe(words[0])
-    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.sampling.generate.sampling)
+    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
     options = tyro.cli(Draw, prog=f"mar sample {words[0]}", args=words[1:], default=default)
     say(draw(words[0], recipe, options))
     return 0

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import tyro
 
-from evaluate.config import Evaluate, Subject
+from evaluate.config import Evaluate, Reference, Subject
 from infra.artifact import Step
 from infra.cluster import Compute, check_tracking, tracking_uri
 from infra.console import say, stage
 from infra.errors import InputError
+from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root, require_writable
 from pipeline.run import record_step, say_distances
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.listing import scan
 from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
-from train.config import Train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class EvaluateModel:
     """Images that the model was not trained on: the floor."""
     name: str = "imported"
     """Label of the evaluation."""
+    reference: Reference = field(default_factory=Reference)
+    """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """How it is measured."""
     compute: Compute = field(default_factory=Compute)
@@ -45,16 +47,25 @@ def evaluate_model(folder: Path, words: list[str]) -> int:
     weights = tokenizers.find(chosen.kind, chosen.path)
     real = scan(own.source, card.model.num_classes)
     heldout = scan(own.heldout, card.model.num_classes) if own.heldout else None
-    subject = Subject(str(folder.absolute()), weights, Train(model=card.model), _image_size(card, weights))
+    subject = Subject(str(folder.absolute()), weights, _image_size(card, weights))
 
     def make(out):  # noqa: ANN001
         from evaluate.evaluate import evaluate
+        from evaluate.reference import make_reference
 
-        return evaluate(own.evaluate, subject, real, heldout, out, own.compute)
+        if heldout is not None:
+            make_reference(own.reference, heldout, subject.image_size, out / "heldout", own.compute)
+        make_reference(own.reference, real, subject.image_size, out / "reference", own.compute)
+        floor = out / "heldout" if heldout else None
+        result = evaluate(
+            own.evaluate, subject, out / "reference", floor, own.evaluate.generate.sampling, out, own.compute
+        )
+        return canonical(result, identity=False)
 
     inputs = {
         "checkpoint": _digest(folder),
         "images": real.digest[:16],
+        "reference": fingerprint(own.reference),
         "heldout": heldout.digest[:16] if heldout else "",
     }
     root = local_root(own.compute.out)

@@ -1,6 +1,6 @@
 """A recipe as a chain of steps, each knowing its identity before anything runs.
 
-pictures -> tokenizer -> latents -> checkpoint -> evaluation -> sweep
+pictures -> tokenizer -> latents -> reference -> checkpoint -> evaluation -> sweep
 """
 
 from collections.abc import Callable, Mapping
@@ -65,9 +65,10 @@ class Planner:
         source = self._source()
         weights = self._weights(source)
         self._latents(source, weights)
+        self._reference(source)
         self._checkpoint()
         subject = self._subject(weights)
-        self._evaluation(source, subject)
+        self._evaluation(subject)
         self._sweep(subject)
         return Plan(self.recipe, self.root, self.steps)
 
@@ -153,28 +154,48 @@ class Planner:
         self._add("checkpoint", self.recipe.train, {"latents": self.steps["latents"].fingerprint}, make)
 
     def _subject(self, weights: TokenizerFile) -> Subject:
-        return Subject(str(self._path("checkpoint")), weights, self.recipe.train, self.recipe.tokenize.image_size)
+        return Subject(str(self._path("checkpoint")), weights, self.recipe.tokenize.image_size)
 
-    def _evaluation(self, source: Source, subject: Subject) -> None:
+    def _reference(self, source: Source) -> None:
+        config, size = self.recipe.reference, self.recipe.tokenize.image_size
+
+        def make(out: UPath) -> Mapping[str, Any]:
+            from evaluate.reference import make_reference
+
+            if (heldout := source.heldout()) is not None:
+                make_reference(config, heldout, size, out / "heldout", self.compute)
+            result = make_reference(config, source.train(), size, out, self.compute)
+            return canonical(result, identity=False)
+
+        self._add(
+            "reference", {"reference": canonical(config), "image_size": size}, {"images": source.identity}, make,
+            label=f"{config.features.name}-{size}",
+        )  # fmt: skip
+
+    def _evaluation(self, subject: Subject) -> None:
+        reference, sampling = self._path("reference"), self.recipe.evaluate.generate.sampling
+
         def make(out: UPath) -> Mapping[str, Any]:
             from evaluate.evaluate import evaluate
 
-            return evaluate(self.recipe.evaluate, subject, source.train(), source.heldout(), out, self.compute)
+            heldout = reference / "heldout" if (reference / "heldout").exists() else None
+            result = evaluate(self.recipe.evaluate, subject, reference, heldout, sampling, out, self.compute)
+            return canonical(result, identity=False)
 
-        inputs = {"checkpoint": self.steps["checkpoint"].fingerprint, "images": source.identity}
+        inputs = {name: self.steps[name].fingerprint for name in ("checkpoint", "reference")}
         self._add("evaluation", self.recipe.evaluate, inputs, make)
 
     def _sweep(self, subject: Subject) -> None:
-        config, reference = self.recipe.evaluate, self._path("evaluation")
+        base, reference = self.recipe.evaluate.generate.sampling, self._path("reference")
 
         def make(out: UPath) -> Mapping[str, Any]:
             from tune.sampling_sweep import sampling_sweep
 
-            return sampling_sweep(
-                self.recipe.tune, config.generate.sampling, config.features, subject, reference, out, self.compute
-            )
+            result = sampling_sweep(self.recipe.tune, base, subject, reference, out, self.compute)
+            return canonical(result, identity=False)
 
-        self._add("sweep", self.recipe.tune, {"evaluation": self.steps["evaluation"].fingerprint}, make)
+        inputs = {name: self.steps[name].fingerprint for name in ("checkpoint", "reference")}
+        self._add("sweep", {"sweep": canonical(self.recipe.tune), "base": canonical(base)}, inputs, make)
 
 
 def local_path(path: UPath) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from evaluate.config import DiffusionSteps, Evaluate, Features, Generate, Sampling
+from evaluate.config import DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
@@ -26,6 +26,8 @@ class Recipe:
     """How they are cropped and encoded."""
     train: Train = field(default_factory=Train)
     """The model and its training."""
+    reference: Reference = field(default_factory=Reference)
+    """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """How it is measured."""
     tune: SamplingSweep = field(default_factory=SamplingSweep)
@@ -54,10 +56,8 @@ def emoji_32() -> Recipe:
             ema_decay=0.995, precision="fp32",  # few processors compute in bf16
             checkpoint_every=250, log_every=10,
         ),
-        evaluate=Evaluate(
-            generate=Generate(images=512, sampling=sampling, batch_size=128),
-            features=Features(name="efficientnet-lite0"),
-        ),
+        reference=Reference(features=Features(name="efficientnet-lite0")),
+        evaluate=Evaluate(generate=Generate(images=512, sampling=sampling, batch_size=128), ceiling=True),
         tune=SamplingSweep(temperature=(0.5, 0.7), cfg_scale=(1.5, 3.0), ar_steps=(4, 8), images=64),
     )  # fmt: skip
 

@@ -13,7 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+from evaluate.conditions import Conditions, comparable
+from evaluate.metrics.frechet import NAME
 from infra.console import stage
+from infra.errors import InputError
+from infra.fingerprint import from_json
 from infra.storage import write_json
 from infra.tracking import Tracker
 from pipeline.plan import Plan, local_path
@@ -33,10 +37,11 @@ def register(tracker: Tracker, run_id: str, plan: Plan) -> dict[str, Any]:
     assert sweep is not None
     mlflow.set_tracking_uri(tracker.uri)
     name, fingerprint = f"mar-{plan.recipe.name}", evaluation.fingerprint
+    measured = evaluation.measured
     tags = {
-        "mar.evaluation": fingerprint, "metric": evaluation.measured["metric"], "fd": str(evaluation.measured["fd"]),
-        "reference": evaluation.measured["conditions"]["reference_digest"],
-        "features": evaluation.measured["conditions"]["features"], "best_sampling": json.dumps(sweep.measured["best"]),
+        "mar.evaluation": fingerprint, "metric": measured["metric"], NAME: str(measured["numbers"][NAME]),
+        "conditions": json.dumps(measured["conditions"], sort_keys=True),
+        "best_sampling": json.dumps(sweep.measured["best"]),
     }  # fmt: skip
     known = _version_with(tracker, name, fingerprint)
     if known is None:
@@ -144,13 +149,18 @@ def _choose_alias(tracker: Tracker, name: str, tags: dict[str, str]) -> str:
         champion = tracker.client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         return CHAMPION
-    comparable = all(champion.tags.get(key) == tags[key] for key in ("metric", "reference", "features"))
-    same = champion.tags.get("mar.evaluation") == tags["mar.evaluation"]
-    return CHAMPION if same or (comparable and float(tags["fd"]) < float(champion.tags["fd"])) else CHALLENGER
+    if champion.tags.get("mar.evaluation") == tags["mar.evaluation"]:
+        return CHAMPION
+    try:
+        of = [from_json(found["conditions"], Conditions, "conditions") for found in (champion.tags, tags)]
+        better = comparable(*of) and float(tags[NAME]) < float(champion.tags[NAME])
+    except (KeyError, InputError):  # a version of other tags
+        better = False
+    return CHAMPION if better else CHALLENGER
 
 
 def _description(measured: dict[str, Any]) -> str:
     return (
-        f"{measured['metric']} {measured['fd']} (untrained {measured['fd_untrained']}, held-out real "
-        f"{measured.get('fd_heldout', 'not measured')}). Sample with predict(class_id, params=...)."
+        f"{measured['metric']} {measured['numbers'][NAME]} (held-out real "
+        f"{measured['floor'].get(NAME, 'not measured')}). Sample with predict(class_id, params=...)."
     )

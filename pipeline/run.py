@@ -66,8 +66,9 @@ def _check(recipe: Recipe, compute: Compute, pending: set[str]) -> None:
     if "checkpoint" in pending:
         recipe.train.check_shape()
         recipe.train.check_workers(compute.train.workers)
+    if pending & {"reference", "evaluation"}:
+        recipe.reference.features.check()
     if "evaluation" in pending:
-        config.features.check()
         sampling.check(model, model.num_tokens)
     if "sweep" in pending:
         for trial in recipe.tune.settings(sampling):
@@ -174,10 +175,17 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
         for target in (run, parent):
             tracker.dataset(target, f"latents-{record['label']}", digest, path, profile, "training")
     if step.name == "evaluation":
-        tracker.tags(run, {"metric": artifact.measured["metric"], **_flat_conditions(artifact)})
+        measured = artifact.measured
+        numbers = {
+            **measured["numbers"],
+            **{f"{name}_{suffix}": value for suffix, of in (("heldout", "floor"), ("untrained", "ceiling"))
+               for name, value in measured[of].items()},
+        }  # fmt: skip
+        tracker.tags(run, {"metric": measured["metric"], **_flat_conditions(artifact)})
+        tracker.metrics(run, numbers)
         for target in (run, parent):
             tracker.image(target, artifact.path / "grid.png", "samples/grid")
-        tracker.metrics(parent, artifact.measured)
+        tracker.metrics(parent, numbers)
         tracker.tags(parent, {"metric": artifact.measured["metric"]})
     if step.name == "sweep":
         _record_trials(tracker, run, artifact)
@@ -189,7 +197,7 @@ def _flat_conditions(artifact: Artifact) -> dict[str, str]:
 
 
 def _record_trials(tracker: "Tracker", sweep_run: str, artifact: Artifact) -> None:
-    for result in json.loads((artifact.path / "trials.json").read_text()):
+    for result in artifact.measured["trials"]:
         identity = fingerprint([artifact.fingerprint, result["sampling"]])
         if tracker.is_finished(identity, sweep_run):
             continue
@@ -197,7 +205,7 @@ def _record_trials(tracker: "Tracker", sweep_run: str, artifact: Artifact) -> No
         name = f"t{sampling['temperature']:g} cfg{sampling['cfg_scale']:g} ar{sampling['ar_steps']}"
         trial = tracker.open(name, identity, sweep_run, {"metric": artifact.measured["metric"]})
         tracker.params(trial, {"sampling": sampling})
-        tracker.metrics(trial, {"fd": result["fd"], "seconds": result["seconds"]})
+        tracker.metrics(trial, {**result["numbers"], "seconds": result["seconds"]})
         picture = artifact.path / "trials" / f"{fingerprint([sampling, result['images'], result['seed']])}.png"
         if picture.exists():
             tracker.image(trial, picture, "samples/grid")
@@ -206,7 +214,7 @@ def _record_trials(tracker: "Tracker", sweep_run: str, artifact: Artifact) -> No
 
 def _published_path(plan: Plan, uri: str) -> UPath:
     """Return where the record of registering is: being registered in one MLflow store says nothing of another."""
-    identity = fingerprint([plan.steps["sweep"].fingerprint, uri])
+    identity = fingerprint([*(plan.steps[name].fingerprint for name in ("evaluation", "sweep")), uri])
     return plan.root / "artifacts" / "registration" / plan.recipe.name / identity
 
 
@@ -228,18 +236,17 @@ def say_distances(evaluation: Artifact) -> None:
     """Print what an evaluation measured, beside its anchors and with its conditions."""
     measured, conditions = evaluation.measured, evaluation.measured["conditions"]
     say()
-    rows = [("trained model", measured["fd"]), ("untrained model (ceiling)", measured["fd_untrained"])]
-    if "fd_heldout" in measured:
-        rows.append(("held-out real images (floor)", measured["fd_heldout"]))
-    say(table(rows, ("against the training images", measured["metric"])))
-    sampling, seed = conditions["sampling"], conditions["seed"]
+    sets = (("trained model", "numbers"), ("untrained model (ceiling)", "ceiling"), ("held-out real (floor)", "floor"))
+    rows = [(name, *measured[of].values()) for name, of in sets if measured[of]]
+    say(table(rows, ("against real images", measured["metric"])))
+    sampling = measured["sampling"]
     steps = f"{sampling['ar_steps']} AR x {DiffusionSteps(**sampling['diffusion_steps']).label()} diffusion steps"
     say(
-        f"  {conditions['reference_images']} reference images, {conditions['heldout_images']} held out; "
-        f"{'EMA' if conditions['ema'] else 'raw'} weights; "
+        f"  {conditions['reference_images']} reference images, {measured['heldout_images']} held out; "
+        f"{'EMA' if measured['ema'] else 'raw'} weights; "
         f"{steps}, CFG {sampling['cfg_scale']} {sampling['cfg_schedule']}, temperature {sampling['temperature']}; "
-        f"{sampling['precision']}, seed {seed}"
-        + ("; fewer images than features: compare within this table only" if conditions["rank_deficient"] else "")
+        f"{sampling['precision']}, seed {measured['seed']}"
+        + ("; fewer images than features: compare within this table only" if measured["rank_deficient"] else "")
     )
 
 
@@ -247,7 +254,7 @@ def _summary(plan: Plan, done: dict[str, Finished], registered: Mapping[str, Any
     evaluation, sweep = done["evaluation"].artifact, done["sweep"].artifact
     say_distances(evaluation)
     say(
-        f"  best of {sweep.measured['trials']} trials: {sweep.measured['metric']} {sweep.measured['best_fd']} at "
+        f"  best of {len(sweep.measured['trials'])} trials: {sweep.measured['metric']} at "
         f"{sweep.measured['best_label']}"
     )
     say()

@@ -83,10 +83,10 @@ def new_model(config: Train) -> Autoregressor:
         return build_model(config.model).train()
 
 
-def untrained_directory(card: ModelCard, config: Train, folder: UPath) -> UPath:
-    """Write a model directory with the initial weights of `config`: the ceiling of an evaluation."""
+def untrained_directory(card: ModelCard, seed: int, folder: UPath) -> UPath:
+    """Write a model directory with the initial weights of a training with this seed: the ceiling of an evaluation."""
     if not is_model_directory(folder):
-        model = new_model(config)
+        model = new_model(Train(model=card.model, seed=seed))
         write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
     return folder
 

@@ -1,6 +1,5 @@
 """Sampling sweep with Ray Tune over one checkpoint: temperature x guidance x autoregressive steps x step schedule."""
 
-import json
 import time
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -10,19 +9,79 @@ from typing import Any
 import ray.tune
 from upath import UPath
 
-from evaluate.config import Features, Sampling, Subject, metric_name
-from evaluate.evaluate import read_sums
+from evaluate.conditions import Conditions
+from evaluate.config import Sampling, Subject
+from evaluate.evaluate import conditions_against
 from evaluate.features import Extractor
 from evaluate.grid import sample_grid
-from evaluate.metrics.frechet import FeatureSums, frechet_distance
+from evaluate.metrics import frechet
+from evaluate.metrics.frechet import FeatureSums, Statistics, frechet_distance
+from evaluate.reference import read_reference
 from evaluate.sampling.generate import Generator
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress
-from infra.fingerprint import canonical, fingerprint
+from infra.fingerprint import canonical, fingerprint, from_json
+from infra.result import Report, Result
 from infra.storage import location, write_json
 from tune.config import SamplingSweep
 
 _BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting of the sweep, and what it is worth."""
+
+    label: str
+    sampling: Sampling
+    numbers: dict[str, float]
+    images: int
+    seed: int
+    seconds: float
+    """Of drawing and measuring all its images."""
+
+    @property
+    def identity(self) -> str:
+        """What makes it the same trial in another run of the sweep."""
+        return fingerprint([canonical(self.sampling), self.images, self.seed])
+
+    def report(self, folder: UPath, metric: str) -> Report:
+        """Return what the tracking server gets of this trial; its grid lies in `folder`."""
+        return Report(
+            metrics={**self.numbers, "seconds": self.seconds}, tags={"metric": metric},
+            params={"sampling": canonical(self.sampling)},
+            pictures={"samples/grid": folder / f"{self.identity}.png"},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(Result):
+    """The trials of a sweep, and the settings that won."""
+
+    metric: str
+    conditions: Conditions
+    best: Sampling
+    best_label: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def best_fd(self) -> float:
+        """The smallest distance of any trial."""
+        return min(trial.numbers[frechet.NAME] for trial in self.trials)
+
+    def headline(self) -> str:
+        """Return the winner and its distance."""
+        return f"best of {len(self.trials)} trials: {self.metric} {self.best_fd:g} at {self.best_label}"
+
+    def report(self, path: UPath) -> Report:
+        """Return the best number, and every trial as a run of its own."""
+        return Report(
+            metrics={f"best_{frechet.NAME}": self.best_fd},
+            tags={"metric": self.metric, "best": self.best_label},
+            files=(path / "trials.json",),
+            trials={trial.identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
+                    for trial in self.trials},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +90,6 @@ class Trials:
 
     sweep: SamplingSweep
     base: Sampling
-    features: Features
     subject: Subject
     reference: str
     out: str
@@ -39,17 +97,11 @@ class Trials:
 
 
 def sampling_sweep(
-    sweep: SamplingSweep,
-    base: Sampling,
-    features: Features,
-    subject: Subject,
-    reference: UPath,
-    out: UPath,
-    compute: Compute,
-) -> dict[str, Any]:
+    sweep: SamplingSweep, base: Sampling, subject: Subject, reference: UPath, out: UPath, compute: Compute
+) -> SweepResult:
     """Run the trials that are not done yet; leaves trials/*.json and a grid of each, and returns the best.
 
-    `reference` is the evaluation whose reference sums the trials are measured against.
+    `reference` is what `make_reference` left.
     """
     settings = sweep.settings(base)
     progress = Progress("sweep", len(settings), "trials")
@@ -58,18 +110,21 @@ def sampling_sweep(
     if pending:
         with connected(compute) as cluster:
             workers = cluster.generate
-            trials = Trials(sweep, base, features, subject, str(reference), str(out), workers.cpus)
+            trials = Trials(sweep, base, subject, str(reference), str(out), workers.cpus)
             _run(trials, pending, workers, out, progress, len(settings))
-    results = [json.loads(trial_path(out, sampling, sweep).read_text()) for sampling in settings]
-    best = min(results, key=lambda result: result["fd"])
-    write_json(out / "trials.json", results)
-    return {
-        "trials": len(results),
-        "metric": metric_name(features, sweep.images),
-        "best_fd": best["fd"],
-        "best": best["sampling"],
-        "best_label": best["label"],
-    }
+    results = [read_trial(trial_path(out, sampling, sweep)) for sampling in settings]
+    write_json(out / "trials.json", canonical(results))
+    best = min(results, key=lambda trial: trial.numbers[frechet.NAME])
+    conditions = conditions_against(read_reference(reference).about, sweep.images, base)
+    return SweepResult(
+        metric=conditions.title, conditions=conditions, best=best.sampling, best_label=best.label,
+        trials=tuple(results),
+    )  # fmt: skip
+
+
+def read_trial(path: UPath) -> Trial:
+    """Read what a trial left."""
+    return from_json(path.read_text(), Trial, str(path))
 
 
 def _run(trials: Trials, pending: list[int], workers: Workers, out: UPath, progress: Progress, total: int) -> None:
@@ -77,7 +132,7 @@ def _run(trials: Trials, pending: list[int], workers: Workers, out: UPath, progr
         ray.tune.with_resources(ray.tune.with_parameters(_trial, trials=trials), workers.resources),
         param_space={"trial": ray.tune.grid_search(pending)},
         tune_config=ray.tune.TuneConfig(
-            metric="fd", mode="min", max_concurrent_trials=workers.count, reuse_actors=True
+            metric=frechet.NAME, mode="min", max_concurrent_trials=workers.count, reuse_actors=True
         ),
         run_config=ray.tune.RunConfig(
             name="ray_tune", storage_path=str(out), verbose=0, callbacks=[_Told(progress, total - len(pending))]
@@ -97,7 +152,7 @@ class _Told(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401, ARG002
         self.done += 1
         result = trial.last_result
-        self.progress.update(self.done, f", FD {result['fd']:.2f} at {result['label']}")
+        self.progress.update(self.done, f", FD {result[frechet.NAME]:.2f} at {result['label']}")
 
 
 def _trial(config: dict[str, Any], trials: Trials) -> None:
@@ -110,28 +165,31 @@ def _trial(config: dict[str, Any], trials: Trials) -> None:
         images = generator.draw(generator.labels(span), span, trials.sweep.seed, sampling)
         first += list(images) if begin == 0 else []
         parts.append(FeatureSums.of(extractor(images)))
-    result = {
-        "label": f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR x "
+    distance = frechet_distance(reduce(FeatureSums.__add__, parts).statistics(), reference)
+    trial = Trial(
+        label=f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR x "
         f"{sampling.diffusion_steps.label()} diffusion steps",
-        "sampling": canonical(sampling),
-        "images": trials.sweep.images,
-        "seed": trials.sweep.seed,
-        "fd": round(frechet_distance(reduce(FeatureSums.__add__, parts), reference), 4),
-        "seconds": round(time.monotonic() - start, 2),
-    }
+        sampling=sampling, numbers={frechet.NAME: round(distance, 4)}, images=trials.sweep.images,
+        seed=trials.sweep.seed, seconds=round(time.monotonic() - start, 2),
+    )  # fmt: skip
     path = trial_path(location(trials.out), sampling, trials.sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = sample_grid(first.__getitem__, len(first), generator.card.classes)
     picture.save(Path(str(path)).with_suffix(".png"))
-    write_json(path, result)
-    ray.tune.report(result)
+    write_json(path, canonical(trial))
+    ray.tune.report({**trial.numbers, "label": trial.label})
 
 
 @lru_cache(maxsize=1)
-def _tools(trials: Trials) -> tuple[Generator, Extractor, FeatureSums]:
+def _tools(trials: Trials) -> tuple[Generator, Extractor, Statistics]:
     """Return model, extractor and reference; loaded once a process, which Tune reuses for its next trial."""
     generator = Generator(trials.subject.model, trials.subject.weights, cores=trials.cores)
-    return generator, Extractor(trials.features), read_sums(location(trials.reference) / "reference.npz")
+    real = read_reference(location(trials.reference))
+    return generator, Extractor(real.about.features), real.statistics
+
+
+def _short(sampling: Sampling) -> str:
+    return f"t{sampling.temperature:g} cfg{sampling.cfg_scale:g} ar{sampling.ar_steps}"
 
 
 def trial_path(out: UPath, sampling: Sampling, sweep: SamplingSweep) -> UPath:

@@ -5,6 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
+NAME = "fd"
+_FID_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of features: what a Fréchet distance knows of a set of images."""
+
+    mean: np.ndarray
+    """(D,) float32, as torch-fidelity rounds it."""
+    covariance: np.ndarray
+    """(D, D) float64, unbiased."""
+
 
 @dataclass(frozen=True)
 class FeatureSums:
@@ -12,7 +25,9 @@ class FeatureSums:
 
     count: int
     total: np.ndarray
+    """(D,) float64."""
     outer: np.ndarray
+    """(D, D) float64."""
 
     @classmethod
     def of(cls, features: np.ndarray) -> "FeatureSums":
@@ -24,13 +39,21 @@ class FeatureSums:
         """Return the sums of both sets."""
         return FeatureSums(self.count + other.count, self.total + other.total, self.outer + other.outer)
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean (D,) and unbiased covariance (D, D)."""
+    def statistics(self) -> Statistics:
+        """Return mean and covariance; of fewer than two rows there is none."""
         mean = self.total / self.count
-        return mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        covariance = (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return Statistics(mean.astype(np.float32), covariance)
 
 
-def frechet_distance(first: FeatureSums, second: FeatureSums) -> float:
+def frechet_distance(first: Statistics, second: Statistics) -> float:
     """Return |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al. 2017)."""
-    statistics = [dict(zip(("mu", "sigma"), sums.statistics(), strict=True)) for sums in (first, second)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+    both = [{"mu": of.mean, "sigma": of.covariance} for of in (first, second)]
+    return float(fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"])
+
+
+def title(extractor: str, images: int) -> str:
+    """Return 'FID' only for Inception features of at least 50,000 images, else 'FD (network, N)'."""
+    if extractor == "inception-v3-compat" and images >= _FID_IMAGES:
+        return "FID"
+    return f"FD ({extractor}, {images})"

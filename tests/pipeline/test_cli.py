@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
         (["run", "emoji-32", "--tune.ar-steps", "4", "17"], {}, "from 1 to the 16 tokens to generate"),
         (["run", "emoji-32", "--train.model.patch-size", "3"], {}, "does not divide latent-size 8"),
         (
-            ["run", "emoji-32", "--evaluate.features.name", "inception-v3-compat"],
+            ["run", "emoji-32", "--reference.features.name", "inception-v3-compat"],
             {"TORCH_HOME": "/nowhere"},
             "put it at /nowhere/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth",
         ),

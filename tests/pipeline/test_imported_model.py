@@ -115,15 +115,15 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
     )
     words = (
         "evaluate", str(directory), "--source", str(real), "--tokenizer", tokenizer, "--compute.out", str(tmp_path / "out"),
-        "--evaluate.features.name", "efficientnet-lite0", "--evaluate.sampling.generate.images", "12",
-        "--evaluate.sampling.generate.batch-size", "6", *steps("evaluate.sampling.generate.sampling"),
+        "--reference.features.name", "efficientnet-lite0", "--evaluate.generate.images", "12",
+        "--evaluate.generate.batch-size", "6", *steps("evaluate.generate.sampling"),
     )  # fmt: skip
     done = mar(*words)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "FD (efficientnet-lite0, 12)" in done.stdout
     (record,) = (tmp_path / "out" / "artifacts" / "evaluation").rglob("artifact.json")
     measured = json.loads(record.read_text())["measured"]
-    assert measured["fd"] > 0
+    assert measured["numbers"]["fd"] > 0
     assert measured["conditions"]["reference_images"] == 24
     assert (record.parent / "grid.png").exists()
     from mlflow import MlflowClient
@@ -132,6 +132,6 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
     (experiment,) = [e for e in client.search_experiments() if e.name == "mar-pipeline"]
     fds = [run.data.metrics["fd"] for run in client.search_runs([experiment.experiment_id]) if "fd" in run.data.metrics]
     assert fds
-    assert set(fds) == {measured["fd"]}
+    assert set(fds) == {measured["numbers"]["fd"]}
     again = mar_here(*words)
     assert "cached" in again.stdout, again.stderr

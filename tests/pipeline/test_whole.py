@@ -81,7 +81,7 @@ def made(head, tmp_path_factory):
 
 def test_submitted_job_logs_every_stage_and_the_conditions_of_its_numbers(made):
     _, log = made
-    for stage in ("pictures", "tokenizer", "latents", "checkpoint", "evaluation", "sweep", "registration"):
+    for stage in ("pictures", "tokenizer", "latents", "reference", "checkpoint", "evaluation", "sweep", "registration"):
         assert f"{stage} |" in log
     assert "FD (efficientnet-lite0, 24)" in log
     assert "CC BY-SA 4.0" in log
@@ -93,14 +93,14 @@ def test_second_run_does_no_work(made, mar):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = mar("run", "emoji-32", *TINY, "--compute.out", str(out))
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("cached (") == 7
+    assert again.stdout.count("cached (") == 8
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_status_explains_what_an_override_makes_stale(made, mar_here):
     out, _ = made
     told = mar_here("status", "emoji-32", *TINY, "--train.lr", "0.5", "--compute.out", str(out)).stdout
-    assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 3 + ["stale"] * 3
+    assert [line.split()[1] for line in told.splitlines()[2:9]] == ["cached"] * 4 + ["stale"] * 3
     assert "checkpoint: config.lr: 0.002 -> 0.5" in told
 
 
@@ -108,7 +108,7 @@ def test_artifact_holds_the_recipe_that_made_it_and_it_runs(made, mar_here):
     out, _ = made
     record = next((out / "artifacts" / "evaluation").rglob("artifact.json"))
     told = mar_here("status", str(record), "--compute.out", str(out)).stdout
-    assert [line.split()[1] for line in told.splitlines()[2:8]] == ["cached"] * 6
+    assert [line.split()[1] for line in told.splitlines()[2:9]] == ["cached"] * 7
 
 
 def test_latents_are_described_and_verified(made, mar_here):
@@ -148,7 +148,7 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
     steps = {
         run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
-    assert set(steps) == {"pictures", "tokenizer", "latents", "checkpoint", "evaluation", "sweep"}
+    assert set(steps) == {"pictures", "tokenizer", "latents", "reference", "checkpoint", "evaluation", "sweep"}
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == steps["sweep"].info.run_id]
     assert len(trials) == 2
     assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])

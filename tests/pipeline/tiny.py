@@ -10,8 +10,8 @@ TINY = """
     --tokenizer.train-steps 20 --tokenizer.width 16
     --train.model.encoder-width 32 --train.model.decoder-width 32 --train.model.head.width 32
     --train.train-steps 12 --train.batch-size 16 --train.checkpoint-every 4 --train.log-every 2
-    --evaluate.sampling.generate.images 24 --evaluate.reference-images 40
-    --evaluate.sampling.generate.sampling.diffusion-steps.first 5 --evaluate.sampling.generate.sampling.diffusion-steps.last 5
+    --evaluate.generate.images 24 --reference.images 40
+    --evaluate.generate.sampling.diffusion-steps.first 5 --evaluate.generate.sampling.diffusion-steps.last 5
     --tune.temperature 1.0 --tune.cfg-scale 1.0 2.0 --tune.ar-steps 2 --tune.step-schedules 5 2 --tune.images 16
 """.split()
 
