@@ -23,7 +23,7 @@ _STEP_OF = {
 }
 _USAGE = """usage: mar COMMAND ...
 
-  mar run RECIPE [flags]         every step: pictures, tokenizer, latents, reference, training, evaluation, sweep, registration
+  mar run RECIPE [flags]         every step, from the pictures to the registered model
   mar tokenize|train|evaluate|tune RECIPE [flags]    the steps up to this one
   mar tokenize --source PATH --tokenizer KIND:PATH --image-size N --out ROOT    latents of your own images
   mar evaluate MODEL --source PATH --tokenizer KIND:PATH [flags]    an imported model against real images
