@@ -36,7 +36,7 @@ from tokenize_jobs.sources.samples import cropped_images
 KEPT_FEATURES = 10_000  # as many as ADM's reference for precision and recall
 _GROUPS = 64  # the sums of 2048 features are 34 MB, as large as 4,096 images' features: few are merged by the driver
 _ROWS = 1024  # summed at once
-_BATCH, _BATCHES_AHEAD, _MOST_DECODERS = 64, 2, 16
+_BATCHES_AHEAD, _MOST_DECODERS = 2, 16
 _SUMS, _ABOUT, _PARTS = "reference.npz", "reference.json", "parts"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -240,12 +240,12 @@ class _Measurer:
     def _decoded(self, group: "_Group") -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield random keys and images of a group in the order of the source, while tasks decode what follows."""
         todo, decoding = iter(group.shards), deque[tuple[int, Any]]()
-        decode = ray.remote(cropped_images).options(
+        decode: Any = ray.remote(cropped_images).options(
             num_cpus=self.work.decoder_cpus, num_returns="streaming", _generator_backpressure_num_objects=_BATCHES_AHEAD
         )
         while True:
             for place, shard, most in islice(todo, self.work.decoders - len(decoding)):
-                batches = decode.remote(self.work.listing, shard, self.work.image_size, most, batch_size=_BATCH)
+                batches = decode.remote(self.work.listing, shard, self.work.image_size, most)
                 decoding.append((place, batches))
             if not decoding:
                 return
