@@ -32,6 +32,7 @@ from train.models.published import to_published
 from train.optimizer import Optimization
 from train.step import training_step
 
+IMAGENET_256 = {"latent_size": 16, "latent_channels": 16, "num_classes": 1000}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -56,8 +57,8 @@ class Case:
 
 def models() -> dict[str, Model]:
     """Return the measured shapes; the transcription knows no dropout."""
-    small = replace(tiny(), latent_size=8, latent_channels=4, patch_size=1, num_classes=10)
-    return {"MAR-B": replace(mar_base(), dropout=0.0), "small": small}
+    small = tiny().on(latent_size=8, latent_channels=4, num_classes=10)
+    return {"MAR-B": replace(mar_base(), dropout=0.0).on(**IMAGENET_256), "small": small}
 
 
 def cases() -> list[Case]:
@@ -85,13 +86,13 @@ class PlainStep:
     """The transcription's training step, as straightforward code has it."""
 
     def __init__(self, model: Autoregressor, config: Train) -> None:
-        self.config = config
-        self.model = transcription.Plain(to_published(model.state_dict(), config.model), config.model).to(DEVICE)
+        self.config, self.shape = config, model.config
+        self.model = transcription.Plain(to_published(model.state_dict(), self.shape), self.shape).to(DEVICE)
         self.ema = [tensor.detach().clone() for tensor in self.model.tensors]
         self.adamw = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95))
 
     def __call__(self, latents: Tensor, labels: Tensor, draws: TrainingDraws, *, bf16: bool) -> Tensor:
-        shape, w = self.config.model, self.model.weights()
+        shape, w = self.shape, self.model.weights()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
             tokens = patchify(latents, shape.patch_size)
             mask = torch.ones(draws.order.shape, dtype=torch.bool, device=DEVICE)
@@ -121,7 +122,7 @@ class PlainStep:
 def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Return our step and the transcription's on the same batch."""
     shape = models()[case.model]
-    config = Train(model=shape, batch_size=case.batch, lr=1e-6, warmup_steps=0)
+    config = Train(batch_size=case.batch, lr=1e-6, warmup_steps=0)
     model = fresh_model(shape)
     plain = PlainStep(model, config)
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)

@@ -8,7 +8,7 @@ from typing import Literal
 from infra.errors import InputError
 from infra.fingerprint import where
 from tokenize_jobs.config import TokenizerFile
-from train.models.config import Model
+from train.models.config import Architecture
 
 LITE0 = "efficientnet-lite0"
 Order = Literal["random", "raster", "halton", "gtr"]
@@ -68,7 +68,7 @@ class Sampling:
         # the published schedule never counts less than one masked token, so it ends just below cfg_scale
         return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
 
-    def check(self, model: Model, to_generate: int) -> None:
+    def check(self, model: Architecture, to_generate: int) -> None:
         """Raise InputError for settings that this model cannot draw `to_generate` tokens with."""
         if not 1 <= self.ar_steps <= to_generate:
             raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")

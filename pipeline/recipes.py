@@ -40,7 +40,7 @@ def emoji_32() -> Recipe:
     It shows that the whole pipeline works, not that it generalises: some two hundred pictures are each seen more than
     a hundred times, and largely memorised.
     """
-    model = replace(tiny(head_width=256), latent_size=8, latent_channels=16, patch_size=2, num_classes=2, buffer_size=2)
+    model = replace(tiny(head_width=256), patch_size=2, buffer_size=2)
     # of 16 tokens all but two or three would always be masked at the published minimum of 0.7
     model = replace(model, mask_ratio_min=0.3, head=replace(model.head, batch_mul=2))
     sampling = Sampling(

@@ -21,6 +21,7 @@ from infra.fingerprint import from_json
 from infra.storage import write_json
 from infra.tracking import Tracker
 from pipeline.plan import Plan, local_path
+from train.checkpoint import read_card
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _ROOMS = ("infra", "tokenize_jobs", "train", "evaluate", "pipeline")
@@ -127,7 +128,7 @@ def _load_back(model_uri: str, plan: Plan) -> None:
     before = set(sys.path)
     sampler = mlflow.pyfunc.load_model(model_uri)
     sys.path[:] = [entry for entry in sys.path if entry in before]  # the copied code stays with the loaded model
-    classes = min(4, plan.recipe.train.model.num_classes)
+    classes = min(4, len(read_card(plan.path("checkpoint")).classes))
     images = sampler.predict(pd.DataFrame({"class_id": list(range(classes))}), params={"seed": 1})
     size = plan.recipe.tokenize.image_size
     if np.asarray(images).shape != (classes, size, size, 3) or np.asarray(images).std() == 0:

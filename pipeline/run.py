@@ -19,9 +19,12 @@ from infra.fingerprint import fingerprint
 from infra.storage import require_writable, write_json
 from pipeline.plan import Plan, Planner
 from pipeline.recipes import Recipe
+from tokenize_jobs.config import FitTokenizer
 
 if TYPE_CHECKING:
     from infra.tracking import Tracker
+
+_STRIDES = {"kl16": 16, "taef2": 8, "pixels": 1}
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,25 @@ def run(recipe: Recipe, compute: Compute, last: str = "registration") -> dict[st
 
 def _check(recipe: Recipe, compute: Compute, pending: set[str]) -> None:
     """Raise InputError for what later steps would refuse, before days of training."""
-    config, model = recipe.evaluate, recipe.train.model
+    config, model, size = recipe.evaluate, recipe.train.model, _latent_size(recipe)
     sampling = config.generate.sampling
     if "checkpoint" in pending:
-        recipe.train.check_shape()
         recipe.train.check_workers(compute.train.workers)
+        if size:
+            recipe.train.check(size)
     if pending & {"reference", "evaluation"}:
         recipe.reference.features.check()
-    if "evaluation" in pending:
-        sampling.check(model, model.num_tokens)
-    if "sweep" in pending:
-        for trial in recipe.tune.settings(sampling):
-            trial.check(model, model.num_tokens)
+    if size:
+        length = (size // model.patch_size) ** 2
+        for setting in [sampling, *(recipe.tune.settings(sampling) if "sweep" in pending else [])]:
+            setting.check(model, length)
+
+
+def _latent_size(recipe: Recipe) -> int:
+    """Return the side of the latents, or 0 where only the tokenizer's file tells."""
+    tokenizer = recipe.tokenizer
+    stride = tokenizer.stride if isinstance(tokenizer, FitTokenizer) else _STRIDES.get(tokenizer.kind)
+    return recipe.tokenize.image_size // stride if stride else 0
 
 
 def _run(plan: Plan, steps: list[Step], uri: str, live: "_LiveMetrics", published: UPath | None) -> dict[str, Finished]:

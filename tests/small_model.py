@@ -9,8 +9,9 @@ from train.models.config import tiny
 
 
 def small(generation="masked", kind="diffusion", **changes):
-    shape = replace(tiny(32, 2, 4, 32, 2), latent_size=4, latent_channels=3, num_classes=5, generation=generation)
-    return replace(shape, head=replace(shape.head, kind=kind), **changes)
+    shape = replace(tiny(32, 2, 4, 32, 2), generation=generation)
+    shape = replace(shape, head=replace(shape.head, kind=kind), **changes)
+    return shape.on(latent_size=4, latent_channels=3, num_classes=5)
 
 
 def randomised(config, seed=0):

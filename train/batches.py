@@ -56,12 +56,12 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     )
 
 
-def step_input(store: LatentStore, config: Train, step: int, rank: int = 0, world: int = 1) -> StepInput:
+def step_input(store: LatentStore, model: Model, config: Train, step: int, rank: int = 0, world: int = 1) -> StepInput:
     """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
     share, first = config.batch_size // world, step * config.batch_size
     rows = range(rank * share, (rank + 1) * share)
     batch = store.batch(config.seed, range(first + rows.start, first + rows.stop))
-    draws = training_draws(config.model, config.seed, step, rows)
+    draws = training_draws(model, config.seed, step, rows)
     return StepInput(torch.from_numpy(batch.latents), torch.from_numpy(batch.labels), draws)
 
 

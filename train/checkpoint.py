@@ -17,7 +17,6 @@ from upath import UPath
 from infra.errors import InputError
 from infra.fingerprint import canonical, from_json
 from infra.storage import write_atomic, write_json
-from train.config import Train
 from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
@@ -76,17 +75,17 @@ def read_model(folder: UPath | Path, *, ema: bool = True) -> Autoregressor:
     return model.eval()
 
 
-def new_model(config: Train) -> Autoregressor:
-    """Return the model with the initial weights of this config's seed, in training mode, on the CPU."""
+def new_model(config: Model, seed: int) -> Autoregressor:
+    """Return the model with the initial weights of this seed, in training mode, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_model(config.model).train()
+        torch.manual_seed(seed)
+        return build_model(config).train()
 
 
 def untrained_directory(card: ModelCard, seed: int, folder: UPath) -> UPath:
     """Write a model directory with the initial weights of a training with this seed: the ceiling of an evaluation."""
     if not is_model_directory(folder):
-        model = new_model(Train(model=card.model, seed=seed))
+        model = new_model(card.model, seed)
         write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
     return folder
 

@@ -5,15 +5,15 @@ from typing import Literal
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from train.models.config import Model
+from train.models.config import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How a model is trained on latents."""
 
-    model: Model = field(default_factory=Model)
-    """Its shape."""
+    model: Architecture = field(default_factory=Architecture)
+    """The network; what data and tokenizer decide of it is not chosen here."""
     train_steps: int = 250_000
     """Gradient steps."""
     batch_size: int = 2048
@@ -39,20 +39,6 @@ class Train:
     log_every: int = where(default=20)
     """Steps between lines of the log."""
 
-    def check(self, latent_channels: int, latent_size: int, num_classes: int) -> None:
-        """Raise InputError unless this model fits these latents."""
-        self.check_shape()
-        model = self.model
-        if (model.latent_channels, model.latent_size) != (latent_channels, latent_size):
-            raise InputError(
-                f"--train.model takes {model.latent_channels} x {model.latent_size} x {model.latent_size} latents, but "
-                f"the store holds {latent_channels} x {latent_size} x {latent_size}: set these sizes"
-            )
-        if num_classes > model.num_classes:
-            raise InputError(
-                f"--train.model.num-classes {model.num_classes}: the store has labels up to {num_classes - 1}"
-            )
-
     def check_workers(self, workers: int) -> None:
         """Raise InputError unless the batch divides among this many workers."""
         if self.batch_size % max(workers, 1):
@@ -60,12 +46,12 @@ class Train:
                 f"--train.batch-size {self.batch_size} is not a multiple of --compute.train.workers {workers}"
             )
 
-    def check_shape(self) -> None:
-        """Raise InputError unless the model's own sizes fit together."""
+    def check(self, latent_size: int) -> None:
+        """Raise InputError unless the model fits latents of this size."""
         model = self.model
-        if model.latent_size % model.patch_size:
+        if latent_size % model.patch_size:
             raise InputError(
-                f"--train.model.patch-size {model.patch_size} does not divide latent-size {model.latent_size}"
+                f"--train.model.patch-size {model.patch_size} does not divide the size of the latents, {latent_size}"
             )
         for name in ("encoder", "decoder"):
             width, heads = getattr(model, f"{name}_width"), getattr(model, f"{name}_heads")

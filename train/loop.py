@@ -18,6 +18,7 @@ from train.batches import one_ahead, step_input
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
+from train.models.config import Model
 from train.optimizer import Optimization
 from train.step import training_step
 
@@ -27,6 +28,7 @@ class TrainJob:
     """What a worker is told."""
 
     config: Train
+    model: Model
     latents: str
     log: str
     cores: int
@@ -40,7 +42,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     torch.set_num_threads(job.cores)
     device = ray.train.torch.get_device()
     store = LatentStore(job.latents)
-    model = new_model(config).to(device)
+    model = new_model(job.model, config.seed).to(device)
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
     start = 0
     if (checkpoint := ray.train.get_checkpoint()) is not None:
@@ -52,7 +54,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
 
     def make(step: int) -> Any:  # noqa: ANN401
-        return step_input(store, config, step, rank, world)
+        return step_input(store, job.model, config, step, rank, world)
 
     try:
         for step, inputs in one_ahead(make, range(start, config.train_steps)):
@@ -62,7 +64,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
             inputs, lr = inputs.to(device), optimization.lr
             metrics = training_step(
                 module, ema, optimization, inputs.latents, inputs.labels, inputs.draws,
-                patch_size=config.model.patch_size, bf16=config.precision == "bf16",
+                patch_size=job.model.patch_size, bf16=config.precision == "bf16",
             )  # fmt: skip
             done = step + 1
             if log is not None and (done % config.log_every == 0 or done == config.train_steps):

@@ -33,15 +33,16 @@ def train(
     """
     manifest = read_json(latents / MANIFEST)
     layout, classes = manifest["layout"], tuple(manifest["classes"])
-    config.check(layout["channels"], layout["height"], len(classes))
+    config.check(layout["height"])
     config.check_workers(compute.train.workers)
+    model = config.model.on(latent_size=layout["height"], latent_channels=layout["channels"], num_classes=len(classes))
     log = Path(str(out)) / "metrics.jsonl"
     with connected(compute) as cluster, following(log, on_log), keeping_interrupts():
         workers = cluster.train
         if not compute.train.workers:
             workers = replace(workers, count=_dividing(config.batch_size, workers.count))
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
-        result = _trainer(TrainJob(config, str(latents), str(log), workers.cpus), workers, out).fit()
+        result = _trainer(TrainJob(config, model, str(latents), str(log), workers.cpus), workers, out).fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(
             f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps."
@@ -49,16 +50,16 @@ def train(
     if result.error is not None:
         raise RuntimeError(f"training failed: {result.error}")
     with result.checkpoint.as_directory() as folder:
-        model = new_model(config)
-        ema = EMA(model, config.ema_decay)
-        steps = load_progress(Path(folder), model, ema)
+        network = new_model(model, config.seed)
+        ema = EMA(network, config.ema_decay)
+        steps = load_progress(Path(folder), network, ema)
     card = ModelCard(
-        model=config.model, latent_scale=manifest["latent_scale"], classes=classes,
+        model=model, latent_scale=manifest["latent_scale"], classes=classes,
         tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
         train_steps=steps, images_seen=steps * config.batch_size, ema_decay=config.ema_decay,
     )  # fmt: skip
-    write_model(out, card, model, ema.model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_model(out, card, network, ema.model)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"train_steps": steps, "images_seen": card.images_seen, "parameters": parameters, **_last_log(log)}
 
 

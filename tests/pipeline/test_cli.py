@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
         (["run", "emoji-32", "--compute.address", "127.0.0.1:9"], {}, "nothing answers"),
         (["run", "emoji-32"], {"RAY_ADDRESS": "127.0.0.1:9"}, "nothing answers"),
         (["run", "emoji-32", "--tune.ar-steps", "4", "17"], {}, "from 1 to the 16 tokens to generate"),
-        (["run", "emoji-32", "--train.model.patch-size", "3"], {}, "does not divide latent-size 8"),
+        (["run", "emoji-32", "--train.model.patch-size", "3"], {}, "does not divide the size of the latents, 8"),
         (
             ["run", "emoji-32", "--reference.features.name", "inception-v3-compat"],
             {"TORCH_HOME": "/nowhere"},

@@ -18,8 +18,8 @@ from train.models.config import Head, trunk
 from train.models.published import to_published
 
 pytestmark = pytest.mark.e2e
-SHAPE = replace(
-    trunk(64, 2, 1), latent_size=4, latent_channels=16, num_classes=3, buffer_size=4, head=Head(width=48, depth=2)
+SHAPE = replace(trunk(64, 2, 1), buffer_size=4, head=Head(width=48, depth=2)).on(
+    latent_size=4, latent_channels=16, num_classes=3
 )
 STEPS = ("--{}.ar-steps", "4", "--{}.diffusion-steps.first", "5", "--{}.diffusion-steps.last", "5")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = """
-    --images.classes face flag --train.model.num-classes 2
+    --images.classes face flag
     --tokenizer.train-steps 20 --tokenizer.width 16
     --train.model.encoder-width 32 --train.model.decoder-width 32 --train.model.head.width 32
     --train.train-steps 12 --train.batch-size 16 --train.checkpoint-every 4 --train.log-every 2

@@ -194,6 +194,7 @@ def load_schedules():
 def test_mar_base_formula_weights_give_the_recorded_conditions_and_losses():
     recorded = load("mar_base_full").arrays
     config = replace(mar_base(), dropout=0.0, head=replace(mar_base().head, batch_mul=1))
+    config = config.on(latent_size=16, latent_channels=16, num_classes=1000)
     model = build_model(config).eval()
     names = to_published(model.state_dict(), config)
     model.load_state_dict(from_published({n: formula_weight(n, tuple(t.shape)) for n, t in names.items()}))

@@ -17,21 +17,21 @@ from train.models.patchify import patchify
 from train.optimizer import Optimization, learning_rate, parameter_groups
 from train.step import training_step
 
-MODEL = replace(tiny(32, 2, 4, 64, 2), latent_size=4, latent_channels=3, num_classes=4)
-CONFIG = Train(model=MODEL, train_steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9, precision="fp32")
+MODEL = tiny(32, 2, 4, 64, 2).on(latent_size=4, latent_channels=3, num_classes=4)
+CONFIG = Train(train_steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9, precision="fp32")
 LATENTS = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 3, 4, 4), dtype=np.float32))
 LABELS = torch.arange(8) % 4
 
 
-def start(config=CONFIG):
-    model = new_model(config)
+def start(config=CONFIG, shape=MODEL):
+    model = new_model(shape, config.seed)
     return model, EMA(model, config.ema_decay), Optimization(model, config)
 
 
 def advance(parts, steps, config=CONFIG):
     model, ema, optimization = parts
     for step in steps:
-        draws = training_draws(config.model, config.seed, step, range(8))
+        draws = training_draws(model.config, config.seed, step, range(8))
         metrics = training_step(
             model, ema, optimization, LATENTS, LABELS, draws, patch_size=1, bf16=config.precision == "bf16"
         )
@@ -54,7 +54,7 @@ def test_training_resumed_from_a_checkpoint_ends_with_the_same_bytes(tmp_path):
 
 def test_gradient_of_two_workers_equals_that_of_one():
     def gradient(rows):
-        model = new_model(CONFIG)
+        model = new_model(MODEL, CONFIG.seed)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -70,11 +70,11 @@ def test_gradient_of_two_workers_equals_that_of_one():
 
 def test_overfitting_one_batch_regenerates_it():
     config = replace(CONFIG, train_steps=300, lr=4e-3, lr_schedule="cosine", ema_decay=0.95)
-    config = replace(config, model=replace(MODEL, label_drop=0.0, num_classes=8, head=replace(MODEL.head, batch_mul=8)))
-    parts = start(config)
+    shape = replace(MODEL, label_drop=0.0, num_classes=8, head=replace(MODEL.head, batch_mul=8))
+    parts = start(config, shape)
     labels = torch.arange(8)
     for step in range(300):
-        draws = training_draws(config.model, 0, step, range(8))
+        draws = training_draws(shape, 0, step, range(8))
         training_step(*parts, LATENTS, labels, draws, patch_size=1, bf16=False)
     settings = Sampling(ar_steps=4, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=980)
     drawn = sample(parts[1].model, labels, ImageNoise(0, range(8)), settings)
@@ -98,7 +98,7 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_move():
 
 
 def test_head_and_vectors_are_not_decayed_and_everything_is_optimised_once():
-    model = new_model(CONFIG)
+    model = new_model(MODEL, CONFIG.seed)
     plain, decayed = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.02))
     assert plain | decayed == {id(p) for p in model.parameters()}
     assert not plain & decayed

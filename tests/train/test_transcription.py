@@ -1,7 +1,5 @@
 """The model against a plain transcription of the formulas, which shares no code with it: loss, gradients, samples."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -16,7 +14,7 @@ from train.models.config import tiny
 from train.models.patchify import patchify
 from train.models.published import to_published
 
-SHAPE = replace(tiny(32, 2, 4, 48, 2), latent_size=4, latent_channels=3, patch_size=1, num_classes=5)
+SHAPE = tiny(32, 2, 4, 48, 2).on(latent_size=4, latent_channels=3, num_classes=5)
 
 
 @pytest.fixture
