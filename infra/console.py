@@ -1,8 +1,35 @@
 """Lines and tables that a person reads: the only file that prints."""
 
+import math
+import os
+import select
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+_WINDOW_SECONDS = 60.0
+
+
+class OutputClosed(Exception):
+    """Nobody reads standard output any more, as behind `| head`."""
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Flush what a block prints. Raises OutputClosed when nobody reads it any more."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # now: at the interpreter's exit it would be too late to end quietly
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
+            raise  # another pipe or socket
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputClosed from None
 
 
 def say(text: str = "") -> None:
@@ -30,23 +57,33 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
 
 
 class Progress:
-    """One line of progress every few seconds: '12/40 images, 3.1 images/s, 9 s left'."""
+    """One line of progress every few seconds: '12/40 images, 3.1 images/s, 9 s left'.
 
-    def __init__(self, name: str, total: int, unit: str, every_seconds: float = 5.0) -> None:
-        self.name, self.total, self.unit, self.every_seconds = name, total, unit, every_seconds
-        self._first: tuple[float, int] | None = None
-        self._last = 0.0
+    The rate is that of the last minute, of what was told here: a run that goes on at step 1000 starts there.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name, self.total, self.unit, self.every_seconds, self.clock = name, total, unit, every_seconds, clock
+        self._points: list[tuple[float, int]] = []
+        self._said = -math.inf
 
     def update(self, done: int, note: str = "") -> None:
         """Tell that `done` of the total are done; prints at most every `every_seconds`, and at the end."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (now, done)
-        if done < self.total and now - self._last < self.every_seconds:
+        now, points = self.clock(), self._points
+        if points and done < points[-1][1]:  # steps after the last checkpoint are made again
+            points.clear()
+        if not points or done > points[-1][1]:
+            points.append((now, done))
+        while len(points) > 2 and points[1][0] <= now - _WINDOW_SECONDS:
+            points.pop(0)
+        if done < self.total and now - self._said < self.every_seconds:
             return
-        self._last = now
-        since, before = self._first
-        rate = (done - before) / max(now - since, 1e-9)
-        speed = f", {rate:.1f} {self.unit}/s" if done > before else ""
-        left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+        self._said = now
+        since, before = points[0]
+        seconds = now - since
+        rate = (done - before) / seconds if seconds >= 1 else 0.0  # lines come in bundles
+        speed = f", {rate:{'.1f' if rate >= 1 else '.2g'}} {self.unit}/s" if rate else ""
+        left = f", {(self.total - done) / rate:.0f} s left" if rate and done < self.total else ""
         stage(self.name, f"{done}/{self.total} {self.unit}{speed}{left}{note}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from infra.cluster import Compute, quiet_environment
-from infra.console import complain, say
+from infra.console import OutputClosed, complain, printing, say
 from infra.errors import InputError, nearest
 from infra.storage import storage_errors
 
@@ -38,13 +38,19 @@ RECIPE is a name, or the path of a saved recipe (.json). `mar COMMAND RECIPE --h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input or failing storage, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    0 done, 1 failed, 2 bad input or failing storage, 130 interrupted, 141 when nobody reads what is printed.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     quiet_environment()
     signal.signal(signal.SIGTERM, _as_interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
-        return _dispatch(words)
+        with printing():
+            return _dispatch(words)
+    except OutputClosed:
+        return 128 + signal.SIGPIPE
     except InputError as error:
         complain(f"error: {error}")
         return 2

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
@@ -16,6 +17,7 @@ from infra.artifact import Artifact, Step, load
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import say, stage, table
 from infra.fingerprint import fingerprint
+from infra.follow import logged
 from infra.storage import require_writable, write_json
 from pipeline.plan import Plan, Planner
 from pipeline.recipes import Recipe
@@ -178,7 +180,7 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
     tracker.metrics(run, {**artifact.measured, "seconds": record["seconds"]})
     log = artifact.path / "metrics.jsonl"
     if step.name == "checkpoint" and log.exists():
-        tracker.history(run, [json.loads(line) for line in log.read_text().splitlines()])
+        tracker.history(run, logged(Path(str(log))))
     if step.name == "latents":
         digest, path = artifact.fingerprint, str(artifact.path)
         profile = json.dumps({"images": artifact.measured["images"], "latent_scale": artifact.measured["latent_scale"]})

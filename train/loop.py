@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: batches in, steps, checkpoints and a log out."""
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from infra.follow import append
 from infra.seeding import stream
 from tokenize_jobs.store.reader import LatentStore
 from train.batches import one_ahead, step_input
@@ -88,19 +88,14 @@ def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization
 
 
 class _Log:
-    """Appends a JSON line per logged step; the driver follows the file. Lines after the checkpoint are dropped."""
+    """Appends a line for each logged step; the driver follows the file."""
 
     def __init__(self, path: Path, start: int, batch_size: int) -> None:
         self.path, self.batch_size = path, batch_size
         self.last_step, self.last_time = start, time.monotonic()
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
         rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = step, now
-        line = {"step": step, **metrics, "images_per_second": round(rate, 2), "time": time.time()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.path, {"step": step, **metrics, "images_per_second": round(rate, 2), "time": time.time()})

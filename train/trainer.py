@@ -1,6 +1,5 @@
 """Assembles Ray Train's TorchTrainer around the loop, and turns its last checkpoint into a model directory."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from upath import UPath
 
 from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
-from infra.follow import following
+from infra.follow import following, logged
 from infra.storage import read_json
 from tokenize_jobs.store.shards import MANIFEST
 from train.checkpoint import ModelCard, load_progress, new_model, write_model
@@ -86,8 +85,8 @@ def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.Tor
 
 
 def _last_log(log: Path) -> dict[str, float]:
-    lines = log.read_text().splitlines() if log.exists() else []
-    last = json.loads(lines[-1]) if lines else {}
-    rates = sorted(json.loads(line)["images_per_second"] for line in lines)
+    lines = logged(log)
+    last = lines[-1] if lines else {}
+    rates = sorted(line["images_per_second"] for line in lines)
     measured = {f"train_{name}": last[name] for name in ("loss", "mse", "vb") if name in last}
     return {**measured, "train_images_per_second": rates[len(rates) // 2]} if rates else measured

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.follow import logged
 from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -198,7 +199,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar,
     for name in ("model.safetensors", "ema.safetensors"):
         straight, resumed = (next((root / "artifacts" / "checkpoint").rglob(name)) for root in (out, tmp_path))
         assert straight.read_bytes() == resumed.read_bytes(), name
-    steps = [json.loads(line)["step"] for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
+    steps = [line["step"] for line in logged(next(tmp_path.rglob("metrics.jsonl")))]
     assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
 
 

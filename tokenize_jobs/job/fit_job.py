@@ -1,6 +1,5 @@
 """Fits the small tokenizer as one Ray task, so that it runs where the GPUs are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from upath import UPath
 from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.follow import following
+from infra.follow import append, following
 from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import cropped_images
@@ -46,8 +45,7 @@ def _fit(
 
     def report(step: int, psnr: float) -> None:
         if step % 50 == 0:
-            with (Path(out) / "fit.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step, "psnr": psnr}) + "\n")
+            append(Path(out) / "fit.jsonl", {"step": step, "psnr": psnr})
 
     model = fit(config, _load(images, size), Path(out), report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
