@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             images, classes = str(folder / "pictures"), 2
             synthetic_shards(Path(images), 30, 40, given.size)
             SmallKL(Shape(stride=4, channels=4, width=64, depth=16)).write(folder / "tokenizer")
-            tokenizer = f"fit:{folder / 'tokenizer'}"
+            tokenizer = f"fitted:{folder / 'tokenizer'}"
         say("\n".join(encoding(images, classes, tokenizer, given.size, folder)))
         say("\n".join(driver_memory(folder)))
 

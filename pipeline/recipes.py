@@ -83,6 +83,11 @@ def imagenet_256_mar_h() -> Recipe:
     return _imagenet_256("imagenet-256-mar-h", Train(model=mar_huge()), 3.2)
 
 
+def own_images(path: str) -> Recipe:
+    """Images at `path`, with KL-16 and MAR-B."""
+    return replace(imagenet_256_mar_b(), name="own-images", images=ImageFiles(path=path))
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-32": emoji_32,
     "imagenet-256-mar-b": imagenet_256_mar_b,

@@ -42,12 +42,12 @@ def test_readme_and_docs_link_to_files_that_exist():
 def test_readme_commands_are_known_to_the_command_line():
     import re
 
-    from pipeline.cli import _COMMANDS
+    from pipeline.commands import COMMANDS
     from pipeline.recipes import RECIPES
 
     text = (REPOSITORY / "README.md").read_text()
     for command, word in re.findall(r"^mar (\w+) ?(\S*)", text, re.M):
-        assert command in _COMMANDS
+        assert command in COMMANDS
         if command in ("run", "status") and not word.startswith("-"):
             assert word in RECIPES
     makefile = (REPOSITORY / "Makefile").read_text()

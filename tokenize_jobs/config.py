@@ -36,8 +36,9 @@ class TokenizerFile:
 class PretrainedTokenizer:
     """A tokenizer whose weights exist already."""
 
-    kind: Literal["kl16", "diffusers", "taef2", "pixels"] = "kl16"
-    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; pixels: no weights."""
+    kind: Literal["kl16", "diffusers", "taef2", "fitted", "pixels"] = "kl16"
+    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; fitted: folder of one
+    fitted before; pixels: no weights."""
     path: str = where(default="")
     """File or folder of the weights."""
 

@@ -5,6 +5,10 @@ import re
 
 import pytest
 
+from pipeline.cli import described
+from pipeline.commands import COMMANDS
+from tests.pipeline.tiny import REPOSITORY
+
 pytestmark = pytest.mark.e2e
 
 
@@ -13,10 +17,15 @@ pytestmark = pytest.mark.e2e
     [
         (["run", "emoji-33"], {}, "Did you mean 'emoji-32'"),
         (["rnu", "emoji-32"], {}, "Did you mean 'run'"),
-        (["run", "nowhere.json"], {}, "nowhere.json: cannot be read"),
+        (["sample", "model"], {}, "A path has a '/': ./model"),
+        (["sample", "./model"], {}, "not the directory of a model"),
+        (["run", "emoji-32", "--tokenizer.kind", "kl17"], {}, "--tokenizer.kind kl17: the kind must be one of"),
+        (["run", "emoji-32", "--train.trian-steps", "3"], {}, "--train.train-steps"),
+        (["latents", "./tests", "--verfy"], {}, "--verify"),
+        (["run", "./nowhere.json"], {}, "nowhere.json: cannot be read"),
         (["run", "imagenet-256-mar-b", "--images.path", "/nowhere"], {}, "/nowhere: no such folder"),
-        (["tokenize", "--source", "/nowhere", "--tokenizer", "pixels"], {}, "no such folder"),
-        (["tokenize", "--source", "tests", "--tokenizer", "kl16:/nowhere"], {}, "holds no .tar"),
+        (["tokenize", "/nowhere", "--tokenizer", "pixels"], {}, "no such folder"),
+        (["tokenize", "./tests", "--tokenizer", "kl16:/nowhere"], {}, "holds no .tar"),
         (["run", "emoji-32", "--compute.out", "/proc/here"], {}, "cannot be written"),
         (["run", "emoji-32", "--compute.tracking-uri", "http://127.0.0.1:9"], {}, "nothing answers"),
         (["run", "emoji-32"], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "nothing answers"),
@@ -30,13 +39,13 @@ pytestmark = pytest.mark.e2e
             "put it at /nowhere/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth",
         ),
         (["sample", "emoji-32"], {}, "no trained checkpoint"),
-        (["latents", "tests"], {}, "no latent store"),
+        (["latents", "./tests"], {}, "no latent store"),
         (["ui"], {}, "no runs are recorded"),
     ],
 )
 def test_bad_input_gives_one_clear_line_and_exit_code_two(no_cluster, mar_here, tmp_path, words, environment, message):
-    takes_out = words[0] in ("run", "sample", "ui") and "--compute.out" not in words
-    out = ["--compute.out", str(tmp_path)] if takes_out else ["--out", str(tmp_path)] if "--source" in words else []
+    takes_out = words[0] in ("run", "tokenize", "sample", "ui") and "--compute.out" not in words
+    out = ["--compute.out", str(tmp_path)] if takes_out else []
     done = mar_here(*words, *out, **environment)
     assert done.returncode == 2, done.stderr
     plain = re.sub(r"[│╭╮╰╯─\s]+", " ", done.stderr + done.stdout)
@@ -78,7 +87,38 @@ def test_impossible_settings_are_refused_before_work(mar, tmp_path, flags, messa
 
 def test_recipes_and_help_are_listed(mar):
     assert "imagenet-256-mar-b" in mar("recipes").stdout
-    assert "mar run RECIPE" in mar("--help").stdout
+    usage = mar("--help").stdout
+    assert "mar run RECIPE" in usage
+    assert len(usage.splitlines()) <= 24
+    assert max(map(len, usage.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_ends_well_without_a_target(mar_here, command):
+    done = mar_here(command, "--help")
+    assert done.returncode == 0
+    assert f"usage: mar {command}" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if described(name)[0][:1].isupper()])
+def test_command_without_its_target_says_what_it_needs(mar_here, command):
+    for words in ([], ["--compute.out", "x"]):
+        done = mar_here(command, *words)
+        assert done.returncode == 2
+        assert f"mar {command} needs {described(command)[0].split()[0]}" in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_one_file_that_says_what_it_does(mar_here, command):
+    takes, line, _ = described(command)
+    assert f"mar {command} {takes}".rstrip() in mar_here("--help").stdout
+    assert len(line.split()) > 2
+
+
+def test_every_file_of_the_commands_is_listed():
+    files = {path.stem.rstrip("_") for path in (REPOSITORY / "pipeline" / "commands").glob("*.py")}
+    assert files - {"__init"} == set(COMMANDS)
 
 
 def test_status_of_nothing_made_lists_every_step_as_missing(mar, tmp_path):

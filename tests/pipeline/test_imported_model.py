@@ -44,7 +44,7 @@ def published(tmp_path_factory):
 def model(published, mar_here):
     folder, _ = published
     tokenizer = f"kl16:{folder / 'kl16.ckpt'}"
-    done = mar_here("import", str(folder / "mar.pth"), "--tokenizer", tokenizer, "--out", str(folder / "model"))
+    done = mar_here("import", str(folder / "mar.pth"), "--tokenizer", tokenizer, "--to", str(folder / "model"))
     assert done.returncode == 0, done.stderr
     assert "head 2 x 48, 16 tokens of 16, 3 classes" in done.stdout
     return folder / "model", tokenizer
@@ -58,7 +58,7 @@ def test_imported_model_is_sampled_and_exported_unchanged(published, model, mar_
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*-class*.png"))) == 6
     assert np.asarray(Image.open(tmp_path / "000000-class0.png")).shape == (64, 64, 3)
-    done = mar_here("export", str(directory), str(tmp_path / "again.safetensors"))
+    done = mar_here("export", str(directory), "--to", str(tmp_path / "again.safetensors"))
     assert done.returncode == 0, done.stderr
     exported = load_file(tmp_path / "again.safetensors")
     assert exported.keys() == official.keys()
@@ -114,7 +114,7 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
         ],
     )
     words = (
-        "evaluate", str(directory), "--source", str(real), "--tokenizer", tokenizer, "--compute.out", str(tmp_path / "out"),
+        "evaluate", str(directory), "--images.path", str(real), "--tokenizer", tokenizer, "--compute.out", str(tmp_path / "out"),
         "--reference.features.name", "efficientnet-lite0", "--evaluate.generate.images", "12",
         "--evaluate.generate.batch-size", "6", *steps("evaluate.generate.sampling"),
     )  # fmt: skip

@@ -8,9 +8,8 @@ from PIL import Image
 
 from infra.cluster import Compute
 from infra.errors import InputError
-from pipeline.own_images import TokenizeOwn, latents_step
 from pipeline.plan import Planner
-from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l
+from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan
 
@@ -33,12 +32,11 @@ def plan(recipe, images, root, size=16, latents=""):
     return Planner(recipe, Compute(out=str(root), latents=latents)).plan()
 
 
-def test_recipes_and_tokenize_ask_for_the_same_latents_when_they_are_the_same(images, tmp_path):
+def test_recipes_and_own_images_ask_for_the_same_latents_when_they_are_the_same(images, tmp_path):
     base, large = (plan(recipe(), images, tmp_path) for recipe in (imagenet_256_mar_b, imagenet_256_mar_l))
     assert base.path("latents") == large.path("latents")
     assert base.path("checkpoint") != large.path("checkpoint")
-    own = TokenizeOwn(source=images.path, tokenizer="pixels", image_size=16, out=str(tmp_path))
-    assert latents_step(own).path == base.path("latents")
+    assert plan(own_images(images.path), images, tmp_path).path("latents") == base.path("latents")
     assert plan(imagenet_256_mar_b(), images, tmp_path, size=8).path("latents") != base.path("latents")
 
 

@@ -58,9 +58,11 @@ class Job:
 
     def __init__(self, source: Path, out: Path, address: str, encoders: int = 2) -> None:
         command = [
-            sys.executable, "-m", "pipeline", "tokenize", "--source", str(source), "--num-classes", "1",
-            "--tokenizer", f"fit:{source.parent / 'tokenizer'}", "--image-size", "64", "--out", str(out),
-            "--encode.workers", str(encoders), "--address", address,
+            sys.executable, "-m", "pipeline", "tokenize", str(source), "--images.num-classes", "1",
+            "--images.heldout-path", str(source),  # given, none of the shards is kept back
+            "--tokenizer", f"fitted:{source.parent / 'tokenizer'}", "--tokenize.image-size", "64",
+            "--compute.latents", str(out), "--compute.out", f"{out}-runs",
+            "--compute.encode.workers", str(encoders), "--compute.address", address,
         ]  # fmt: skip
         self.out = out
         self.process = subprocess.Popen(
@@ -75,7 +77,7 @@ class Job:
         assert len(self.committed()) < SHARDS
 
     def committed(self) -> list[Path]:
-        return list(self.out.glob("artifacts/latents/fit-64/*/commits/*.json"))
+        return list(self.out.glob("artifacts/latents/fitted-64/*/commits/*.json"))
 
     def finish(self) -> str:
         output, _ = self.process.communicate(timeout=300)
@@ -84,7 +86,7 @@ class Job:
 
 
 def store_bytes(out: Path) -> dict[str, str]:
-    (store,) = out.glob("artifacts/latents/fit-64/*")
+    (store,) = out.glob("artifacts/latents/fitted-64/*")
     shards = [f"{folder}/{path.name}" for folder in ("shards", "commits") for path in (store / folder).iterdir()]
     names = ["manifest.json", "quarantine.parquet", *shards]
     return {name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in sorted(names)}
@@ -151,7 +153,7 @@ def test_disk_that_is_full_is_an_error_and_the_rerun_goes_on(nodes, source, undi
         assert "No space left on device" in output
         assert "run again to go on" in output
         assert "Traceback" not in output
-        assert not list(disk.glob("artifacts/latents/fit-64/*/manifest.json"))
+        assert not list(disk.glob("artifacts/latents/fitted-64/*/manifest.json"))
         assert subprocess.run(["mount", "-o", "remount,size=64m", disk]).returncode == 0
         Job(source, disk, nodes.address).finish()
         assert store_bytes(disk) == undisturbed

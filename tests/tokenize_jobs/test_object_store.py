@@ -1,5 +1,6 @@
 """Sources and stores on S3, spoken for real by a server on loopback; and a bucket that nobody serves."""
 
+import re
 import subprocess
 import sys
 import time
@@ -56,19 +57,28 @@ def s3(tmp_path_factory, free_port):
 
 
 def arguments(out):
-    words = "tokenize --source s3://images/source --num-classes 2 --tokenizer pixels --image-size 16 --out"
-    return (*words.split(), out)
+    source = "s3://images/source"
+    words = f"tokenize {source} --images.heldout-path {source} --images.num-classes 2 --tokenizer pixels"
+    return (
+        *words.split(),
+        "--tokenize.image-size",
+        "16",
+        "--compute.latents",
+        "s3://latents/root",
+        "--compute.out",
+        str(out),
+    )
 
 
-def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch):
-    made = mar(*arguments("s3://latents/root"), **s3)
+def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch, tmp_path):
+    made = mar(*arguments(tmp_path), **s3)
     assert made.returncode == 0, made.stderr + made.stdout
     store = made.stdout.splitlines()[-1]
     assert store.startswith("s3://latents/root/artifacts/latents/pixels-16/")
 
-    again = mar(*arguments("s3://latents/root"), **s3)
+    again = mar(*arguments(tmp_path), **s3)
     assert again.returncode == 0, again.stderr
-    assert "cached: 40 images" in again.stdout
+    assert re.search(r"latents \| cached .*images 40", again.stdout)
     verified = mar("latents", store, "--verify", **s3)
     assert "verified: 2 shards are as the manifest says" in verified.stdout, verified.stderr
 
@@ -140,14 +150,23 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
         members = [(f"{shard}-{i}.{s}", c) for i, png in enumerate(pictures) for s, c in (("png", png), ("cls", b"0"))]
         write_tar(tmp_path / f"s{shard}.tar", members)
     SmallKL(Shape(stride=4, channels=4, width=64, depth=2)).write(tmp_path / "tokenizer")
-    words = f"tokenize --source {tmp_path} --num-classes 1 --tokenizer fit:{tmp_path / 'tokenizer'} --image-size 64"
-    command = [*words.split(), "--out", "s3://latents/outage"]
+    words = f"tokenize {tmp_path} --images.num-classes 1 --images.heldout-path {tmp_path} --tokenize.image-size 64"
+    tokenizer, out = f"fitted:{tmp_path / 'tokenizer'}", str(tmp_path / "out")
+    command = [
+        *words.split(),
+        "--tokenizer",
+        tokenizer,
+        "--compute.latents",
+        "s3://latents/outage",
+        "--compute.out",
+        out,
+    ]
     start, environment = network
     line = start()
     files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=s3["AWS_ENDPOINT_URL"], use_listings_cache=False)
 
     def cut_after_the_first_shard():
-        while not files.glob("latents/outage/artifacts/latents/fit-64/*/commits/*.json"):
+        while not files.glob("latents/outage/artifacts/latents/fitted-64/*/commits/*.json"):
             time.sleep(0.1)
         line.kill()
 
@@ -159,12 +178,12 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
     assert "run again to go on" in failed.stderr
     assert "Traceback" not in failed.stderr
 
-    kept = files.glob("latents/outage/artifacts/latents/fit-64/*/commits/*.json")
+    kept = files.glob("latents/outage/artifacts/latents/fitted-64/*/commits/*.json")
     start()
     again = mar(*command, **environment)
     assert again.returncode == 0, again.stderr
     assert f"6 shards, {len(kept)} committed before" in again.stdout
-    assert "made: 600 images, 0 quarantined" in again.stdout
+    assert re.search(r"latents \| done .*images 600, quarantined 0", again.stdout)
 
 
 def test_bucket_that_nobody_serves_is_an_error_within_seconds(mar, free_port, tmp_path):
@@ -173,7 +192,7 @@ def test_bucket_that_nobody_serves_is_an_error_within_seconds(mar, free_port, tm
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
     }
-    failed = mar(*arguments(str(tmp_path)), timeout=60, **environment)
+    failed = mar(*arguments(tmp_path), timeout=60, **environment)
     assert failed.returncode == 2
     assert "image source s3://images/source: cannot be read" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -109,4 +109,5 @@ _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "taef2": _load_taef2,
     "pixels": _load_pixels,
     "fit": _load_fit,
+    "fitted": _load_fit,
 }

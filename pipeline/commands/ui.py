@@ -1,4 +1,7 @@
-"""`mar ui`: MLflow's server over the run's store, on loopback, ended with everything it started."""
+"""[flags]: MLflow in a browser: compare runs, see grids and registered models
+
+The server ends with everything it started when the command is interrupted.
+"""
 
 import os
 import signal
@@ -10,6 +13,7 @@ from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
+from pipeline.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +21,14 @@ class UI:
     """Show runs and registered models in a browser."""
 
     port: int = 5000
-    """On 127.0.0.1."""
+    """Port of the page on 127.0.0.1."""
     compute: Compute = field(default_factory=Compute)
-    """Whose store to show."""
+    """Where the runs are recorded."""
 
 
-def serve(config: UI) -> int:
+def main(words: list[str]) -> int:
     """Serve until interrupted; returns the server's exit code. Raises InputError when there is no store."""
+    config = parse(UI(), words, "mar ui")
     root = location(config.compute.out)
     uri = tracking_uri(config.compute, root)
     if uri.startswith("http"):

@@ -1,10 +1,11 @@
-"""`mar evaluate MODEL`: measure an imported model, or any model directory, against the user's own images."""
+"""RECIPE|MODEL [flags]: the steps up to the evaluation, or a model against real images
+
+mar evaluate ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/train
+"""
 
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import tyro
 
 from evaluate.config import Evaluate, Reference, Subject
 from infra.artifact import Step
@@ -13,10 +14,13 @@ from infra.console import say, stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root, require_writable
+from pipeline.flags import parse
+from pipeline.make import make_until
 from pipeline.run import record_step, say_distances
+from pipeline.target import is_recipe
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import TokenizerFile
-from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.sources.listing import ImageFiles, scan
 from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
 
 
@@ -24,12 +28,10 @@ from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
 class EvaluateModel:
     """Draw images from a model directory and measure their distance to real ones."""
 
-    source: str
-    """Real images: folder of .tar shards (WebDataset), .parquet files or class folders; local, s3://, gs://, ..."""
-    tokenizer: str
-    """KIND:PATH of the tokenizer the model was trained with, as in kl16:/path/kl16.ckpt."""
-    heldout: str = ""
-    """Images that the model was not trained on: the floor."""
+    images: ImageFiles = field(default_factory=ImageFiles)
+    """The real images."""
+    tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
+    """The tokenizer that the model was trained with."""
     name: str = "imported"
     """Label of the evaluation."""
     reference: Reference = field(default_factory=Reference)
@@ -40,13 +42,20 @@ class EvaluateModel:
     """Where it runs."""
 
 
-def evaluate_model(folder: Path, words: list[str]) -> int:
+def main(words: list[str]) -> None:
+    """Make the evaluation of a recipe, or of a model directory."""
+    if is_recipe(words[0]):
+        make_until("evaluation", "evaluate", words)
+    else:
+        evaluate_model(Path(words[0]), parse(EvaluateModel(), words[1:], f"mar evaluate {words[0]}"))
+
+
+def evaluate_model(folder: Path, own: EvaluateModel) -> None:
     """Measure the model, or say that it was measured; the evaluation is recorded in MLflow."""
-    own = tyro.cli(EvaluateModel, prog=f"mar evaluate {folder}", args=words)
-    card, chosen = read_card(folder), tokenizers.parse(own.tokenizer)
-    weights = tokenizers.find(chosen.kind, chosen.path)
-    real = scan(own.source, card.model.num_classes)
-    heldout = scan(own.heldout, card.model.num_classes) if own.heldout else None
+    card = read_card(folder)
+    weights = tokenizers.find(own.tokenizer.kind, own.tokenizer.path)
+    real = scan(own.images.path, card.model.num_classes)
+    heldout = scan(own.images.heldout_path, card.model.num_classes) if own.images.heldout_path else None
     subject = Subject(str(folder.absolute()), weights, _image_size(card, weights))
 
     def make(out):  # noqa: ANN001
@@ -84,7 +93,6 @@ def evaluate_model(folder: Path, words: list[str]) -> int:
     tracker.finish(parent)
     say_distances(artifact)
     say(f"samples:    {artifact.path / 'grid.png'}")
-    return 0
 
 
 def _image_size(card: ModelCard, weights: TokenizerFile) -> int:

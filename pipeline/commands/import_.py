@@ -1,20 +1,23 @@
-"""Published MAR checkpoints in and out: `mar import` makes a model directory, `mar export` the published layout."""
+"""FILE [flags]: a published MAR checkpoint -> a model directory for sample and evaluate
+
+FILE is checkpoint-last.pth, or a .safetensors of one set of weights. A pickle with code in it is refused.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import tyro
-from safetensors.torch import save_file
 from torch import Tensor
 
+from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
+from pipeline.flags import parse
 from tokenize_jobs import tokenizers
+from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from train.checkpoint import ModelCard, read_card, read_model, write_model
+from train.checkpoint import ModelCard, write_model
 from train.models.build import build_model
 from train.models.config import Model
 from train.models.published import check_against, from_published, recognise, to_published
@@ -27,70 +30,47 @@ _EMA_DECAY = 0.9999
 class Import:
     """Turn a published MAR file into a model directory for `mar sample` and `mar evaluate`."""
 
-    file: Annotated[str, tyro.conf.Positional]
-    """checkpoint-last.pth, or a .safetensors of one set of weights."""
-    tokenizer: str
-    """KIND:PATH of the tokenizer it was trained with, as in kl16:/path/kl16.ckpt."""
-    out: str = "model"
-    """Directory to write."""
+    tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
+    """The tokenizer that the model was trained with."""
+    to: str = "model"
+    """Directory to write the model to."""
     patch_size: int = 1
     """2 for models on stride-8 latents grouped 2x2."""
     heads: int = 0
-    """Attention heads, which no tensor tells; 0 takes the published size's."""
+    """Attention heads, which the file does not say; 0 takes those of the published size."""
     latent_scale: float = _KL16_SCALE
     """Factor on the tokenizer's latents in training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a model directory's weights under the published names."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """Directory with model.json."""
-    file: Annotated[str, tyro.conf.Positional]
-    """The .safetensors (averaged weights alone) or .pth (raw and averaged) to write."""
+def main(words: list[str]) -> None:
+    """Import the file and say what it is."""
+    say(import_checkpoint(words[0], parse(Import(), words[1:], f"mar import {words[0]}")))
 
 
-def import_checkpoint(config: Import) -> str:
+def import_checkpoint(file: str, config: Import) -> str:
     """Write the model directory; returns what was recognised.
 
     Raises InputError naming the file and the first tensors that do not fit; a pickle with code is refused.
     """
-    raw, ema = _weight_sets(read_weights(config.file), config.file)
-    chosen = tokenizers.parse(config.tokenizer)
-    digest = tokenizers.find(chosen.kind, chosen.path).hash
+    raw, ema = _weight_sets(read_weights(file), file)
+    kind = config.tokenizer.kind
+    digest = tokenizers.find(kind, config.tokenizer.path).hash
     try:
         shape = recognise(ema, config.patch_size, config.heads or None)
         models = [_filled(shape, tensors) for tensors in (raw, ema)]
     except ValueError as error:
-        raise InputError(f"{config.file}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
     card = ModelCard(
         model=shape, latent_scale=config.latent_scale, classes=tuple(str(index) for index in range(shape.num_classes)),
-        tokenizer_kind=chosen.kind, tokenizer_hash=digest, train_steps=0, images_seen=0, ema_decay=_EMA_DECAY,
+        tokenizer_kind=kind, tokenizer_hash=digest, train_steps=0, images_seen=0, ema_decay=_EMA_DECAY,
     )  # fmt: skip
-    write_model(location(config.out), card, *models)
+    write_model(location(config.to), card, *models)
     parameters = sum(parameter.numel() for parameter in models[0].parameters())
     return (
-        f"{config.out}: {parameters} parameters, encoder {shape.encoder_depth} x {shape.encoder_width}, head "
+        f"{config.to}: {parameters} parameters, encoder {shape.encoder_depth} x {shape.encoder_width}, head "
         f"{shape.head.depth} x {shape.head.width}, {shape.num_tokens} tokens of {shape.token_channels}, "
         f"{shape.num_classes} classes"
     )
-
-
-def export_checkpoint(config: Export) -> str:
-    """Write the published layout; returns what was written. Raises InputError for a model without one."""
-    card, target = read_card(location(config.model)), Path(config.file)
-    sets = {ema: read_model(location(config.model), ema=ema).state_dict() for ema in (False, True)}
-    try:
-        official = {ema: to_published(state, card.model) for ema, state in sets.items()}
-    except ValueError as error:
-        raise InputError(f"{config.model}: {error}") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in official[True].items()}, target)
-    else:
-        torch.save({"model": official[False], "model_ema": official[True]}, target)
-    return f"{target}: {len(official[True])} tensors under the published names"
 
 
 def _weight_sets(found: Any, file: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:  # noqa: ANN401

@@ -1,4 +1,9 @@
-"""`mar sample`: draw images of chosen classes, or edit one, with a recipe's checkpoint or any model directory."""
+"""RECIPE|MODEL [flags]: draw images of chosen classes, or edit one
+
+With the checkpoint of a recipe, or with any model directory and its tokenizer:
+
+    mar sample ./model --tokenizer kl16:/weights/kl16.ckpt --classes 207 --sampling.cfg-scale 2.9
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +16,14 @@ from evaluate.grid import sample_grid
 from evaluate.sampling.generate import Generator
 from evaluate.sampling.sampler import Known
 from infra.cluster import Compute
+from infra.console import say
 from infra.errors import InputError
+from pipeline.flags import parse
 from pipeline.plan import Planner, local_path
 from pipeline.recipes import Recipe
+from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import FitTokenizer, TokenizerFile
+from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
 from train.checkpoint import is_model_directory
 
@@ -45,15 +53,23 @@ class Draw:
     raw_weights: bool = False
     """Sample the raw weights instead of the averaged ones."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How."""
+    """How the images are drawn."""
     edit: Edit = field(default_factory=Edit)
     """Repaint a part of an image instead of drawing whole ones."""
-    tokenizer: str = ""
-    """KIND:PATH of the tokenizer, for a model directory outside a recipe."""
+    tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
+    """The tokenizer of a model directory; a recipe knows its own."""
     to: str = "samples"
     """Folder for the PNG files and grid.png."""
     compute: Compute = field(default_factory=Compute)
     """Where the recipe's artifacts are."""
+
+
+def main(words: list[str]) -> None:
+    """Draw the images and say where they are."""
+    target = words[0]
+    recipe = recipe_at(target) if is_recipe(target) else None
+    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
+    say(draw(target, recipe, parse(default, words[1:], f"mar sample {target}")))
 
 
 def draw(target: str, recipe: Recipe | None, options: Draw) -> str:
@@ -117,10 +133,7 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, To
     if recipe is None:
         if not is_model_directory(Path(target)):
             raise InputError(f"{target}: not the directory of a model (no model.json)")
-        if not options.tokenizer:
-            raise InputError("--tokenizer KIND:PATH is needed to decode the samples of a model directory")
-        chosen = tokenizers.parse(options.tokenizer)
-        return target, tokenizers.find(chosen.kind, chosen.path)
+        return target, tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
     plan = Planner(recipe, options.compute).plan()
     if plan.steps["checkpoint"].find() is None:
         raise InputError(

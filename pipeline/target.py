@@ -1,0 +1,50 @@
+"""What a command's first word names. A word with '/' or ':' is a path or URI, any other the name of a recipe."""
+
+import json
+from pathlib import Path
+
+from infra.errors import InputError, nearest
+from infra.fingerprint import from_json
+from pipeline.recipes import RECIPES, Recipe, own_images
+
+
+def is_path(word: str) -> bool:
+    """Tell whether `word` is a path or URI; what lies on the disk has no say in it."""
+    return "/" in word or ":" in word
+
+
+def is_recipe(word: str) -> bool:
+    """Tell whether `word` names a recipe or its file, rather than a folder of images or a model."""
+    return not is_path(word) or word.endswith(".json")
+
+
+def recipe_at(word: str) -> Recipe:
+    """Return the recipe of this name, in this .json file (alone, or in an artifact's record), or for images at a path.
+
+    Raises InputError for an unknown name and for a file that holds no recipe.
+    """
+    if not is_path(word):
+        if word in RECIPES:
+            return RECIPES[word]()
+        raise InputError(
+            f"unknown recipe '{word}'.{nearest(word, RECIPES)} There are: {', '.join(RECIPES)}. "
+            f"A path has a '/': ./{word}"
+        )
+    return _saved(word) if word.endswith(".json") else own_images(word)
+
+
+def _saved(file: str) -> Recipe:
+    try:
+        text = Path(file).expanduser().read_text()
+    except OSError as error:
+        raise InputError(f"recipe {file}: cannot be read ({error})") from None
+    return from_json(_recipe_in(text), Recipe, file)
+
+
+def _recipe_in(text: str) -> str:
+    """Return the recipe in a file: the whole of it, or the field 'recipe' of an artifact's record."""
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return text
+    return json.dumps(tree["recipe"]) if isinstance(tree, dict) and "recipe" in tree and "measured" in tree else text
