@@ -45,8 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last = (str(error).strip() or "no reason given").splitlines()[-1]
         complain(f"error: {type(error).__name__}: {last}; what is finished is kept, run again to go on")
         return 2
-    except SystemExit as ended:  # flags that are not there, or --help
-        return int(ended.code or 0)
     except RuntimeError as error:
         complain(f"error: {error}")
         return 1
@@ -73,7 +71,10 @@ def _dispatch(words: list[str]) -> int:
         raise InputError(
             f"mar {name} needs {takes.split()[0]} before its flags. `mar {name} --help` says what that is."
         )
-    return importlib.import_module(f"pipeline.commands.{_file(name).stem}").main(rest) or 0
+    try:
+        return importlib.import_module(f"pipeline.commands.{_file(name).stem}").main(rest) or 0
+    except SystemExit as ended:  # flags that are not there, or --help
+        return int(ended.code or 0)
 
 
 def described(name: str) -> tuple[str, str, str]:
