@@ -77,7 +77,7 @@ def fresh_model(config: Model) -> Autoregressor:
     """Return a model whose head is not zero, so that outputs tell something."""
     torch.manual_seed(0)
     model = build_model(config).to(DEVICE)
-    for parameter in (model.diffloss.net.modulation.weight, model.diffloss.net.final_linear.weight):
+    for parameter in (model.head.net.modulation.weight, model.head.net.final_linear.weight):
         nn.init.normal_(parameter, std=0.02)
     return model
 
@@ -111,11 +111,11 @@ class PlainStep:
 
     def _everywhere(self, draws: TrainingDraws, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Spread the masked rows' draws over all rows."""
-        times, channels = len(draws.uniform), draws.noise.shape[-1]
+        times, channels = len(draws.head["uniform"]), draws.head["noise"].shape[-1]
         t = torch.zeros(times, *mask.shape, dtype=torch.long, device=DEVICE)
         noise = torch.zeros(times, *mask.shape, channels, device=DEVICE)
-        t[:, mask] = (draws.uniform.flatten(1) * 1000).long()
-        noise[:, mask] = draws.noise.flatten(1, 2)
+        t[:, mask] = (draws.head["uniform"].flatten(1) * 1000).long()
+        noise[:, mask] = draws.head["noise"].flatten(1, 2)
         return t, noise
 
 

@@ -9,6 +9,7 @@ from infra.errors import InputError
 from infra.fingerprint import where
 from tokenize_jobs.config import TokenizerFile
 from train.models.config import Architecture
+from train.models.heads import HeadSampling, Solver
 
 LITE0 = "efficientnet-lite0"
 Order = Literal["random", "raster", "halton", "gtr"]
@@ -46,7 +47,7 @@ class Sampling:
     """Autoregressive steps: rounds of revealing tokens."""
     diffusion_steps: DiffusionSteps = field(default_factory=DiffusionSteps)
     """Diffusion steps in each of them."""
-    solver: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    solver: Solver = "ancestral"
     """How the head's process is run backwards."""
     max_timestep: int | None = None
     """Start the diffusion at this timestep (0..999) instead of 999; 950 lets few steps work."""
@@ -60,6 +61,13 @@ class Sampling:
     """Which tokens come first."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast, with norms and the head's output in float32; the tokenizer decodes in float32."""
+
+    def head_at(self, step: int) -> HeadSampling:
+        """Return the head's settings in autoregressive step `step` (0-based)."""
+        return HeadSampling(
+            steps=self.diffusion_steps.at(step, self.ar_steps), solver=self.solver, temperature=self.temperature,
+            max_timestep=self.max_timestep,
+        )  # fmt: skip
 
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:
         """Return the guidance of the step after which `masked_after` tokens are still masked."""
@@ -80,10 +88,11 @@ class Sampling:
             raise InputError(f"order is '{self.order}'; a raster-causal model generates in order 'raster'")
         if self.cfg_scale != 1 and model.label_drop == 0:
             raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
-        if model.head.kind == "flow" and (self.solver == "dpm-solver++" or self.max_timestep is not None):
-            raise InputError("a flow head takes solver 'ancestral' or 'ddim', and no max_timestep")
-        if min(self.diffusion_steps.first, self.diffusion_steps.last) < 1:
-            raise InputError("diffusion_steps must be at least 1")
+        try:
+            for step in (0, self.ar_steps - 1):
+                model.head.check(self.head_at(step))
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,14 @@ import torch
 
 from train.models.build import build_model
 from train.models.config import tiny
+from train.models.heads import DiffusionHead, FlowHead
+
+HEADS = {"diffusion": DiffusionHead(width=32, depth=2), "flow": FlowHead(width=32, depth=2)}
 
 
 def small(generation="masked", kind="diffusion", **changes):
     shape = replace(tiny(32, 2, 4, 32, 2), generation=generation)
-    shape = replace(shape, head=replace(shape.head, kind=kind), **changes)
+    shape = replace(shape, head=HEADS[kind], **changes)
     return shape.on(latent_size=4, latent_channels=3, num_classes=5)
 
 

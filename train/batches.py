@@ -18,6 +18,8 @@ from train.models.autoregressor import TrainingDraws
 from train.models.config import Model
 from train.models.masking import num_masked
 
+LAWS = {"uniform": np.random.Generator.random, "normal": np.random.Generator.standard_normal}
+
 
 @dataclass(frozen=True)
 class StepInput:
@@ -40,7 +42,6 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     if model.generation == "masked":
         masked = num_masked(stream("mask", seed, step).random(), length, model.mask_ratio_min)
     draws = [stream("row", seed, step, row) for row in rows]
-    times, channels = model.head.batch_mul, model.token_channels
     if model.generation == "raster-causal":
         order = np.tile(np.arange(length), (len(draws), 1))
     else:
@@ -49,10 +50,10 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
         order=torch.from_numpy(order),
         num_visible=length - masked,
         drop_label=torch.from_numpy(np.array([random.random() < model.label_drop for random in draws])),
-        uniform=torch.from_numpy(np.stack([random.random((times, masked), dtype=np.float32) for random in draws], 1)),
-        noise=torch.from_numpy(
-            np.stack([random.standard_normal((times, masked, channels), dtype=np.float32) for random in draws], 1)
-        ),
+        head={
+            name: torch.from_numpy(np.stack([LAWS[law](random, shape, dtype=np.float32) for random in draws], 1))
+            for name, (law, shape) in model.head.training_draws(masked, model.token_channels).items()
+        },
     )
 
 

@@ -87,6 +87,10 @@ def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization
         ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{step:08d}")
 
 
+NOT_METRICS = ("step", "time", "images_per_second", "lr")
+"""Of a line of the log; all else is what the step returned."""
+
+
 class _Log:
     """Appends a line for each logged step; the driver follows the file."""
 

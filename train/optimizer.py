@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from train.config import Train
+from train.models.autoregressor import Autoregressor
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: without decay all vectors, biases and the whole loss head; with decay the rest."""
+def parameter_groups(model: Autoregressor, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: without decay all vectors, biases and the whole head; with decay the rest."""
+    of_head = set(model.head.parameters())
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
-        name = name.removeprefix("module.")
-        exempt = parameter.ndim == 1 or name.endswith(".bias") or name.startswith("diffloss.")
+        exempt = parameter.ndim == 1 or name.endswith(".bias") or parameter in of_head
         (plain if exempt else decayed).append(parameter)
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
@@ -35,7 +35,7 @@ def learning_rate(
 class Optimization:
     """AdamW (0.9, 0.95), its schedule and its gradient clip: all of what a step needs to move the weights."""
 
-    def __init__(self, model: nn.Module, config: Train) -> None:
+    def __init__(self, model: Autoregressor, config: Train) -> None:
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
         groups = parameter_groups(model, config.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)

@@ -29,4 +29,4 @@ def training_step(
         raise FloatingPointError(f"gradient norm is {gradient_norm.item()}, loss {terms.loss.item()}")
     optimization.step()
     ema.update(model)
-    return {"loss": terms.loss.detach(), "mse": terms.mse, "vb": terms.vb, "grad_norm": gradient_norm}
+    return {"loss": terms.loss.detach(), **terms.terms, "grad_norm": gradient_norm}

@@ -17,7 +17,7 @@ from tokenize_jobs.store.shards import MANIFEST
 from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA
-from train.loop import TrainJob, train_worker
+from train.loop import NOT_METRICS, TrainJob, train_worker
 
 RUN = "ray_train"
 
@@ -88,5 +88,5 @@ def _last_log(log: Path) -> dict[str, float]:
     lines = logged(log)
     last = lines[-1] if lines else {}
     rates = sorted(line["images_per_second"] for line in lines)
-    measured = {f"train_{name}": last[name] for name in ("loss", "mse", "vb") if name in last}
+    measured = {f"train_{name}": value for name, value in last.items() if name not in NOT_METRICS}
     return {**measured, "train_images_per_second": rates[len(rates) // 2]} if rates else measured

@@ -18,7 +18,6 @@ from infra.errors import InputError
 from infra.seeding import stream
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
-from train.models.head import HeadSampling
 from train.models.patchify import patchify, unpatchify
 from train.models.transformer import put_rows
 
@@ -87,16 +86,6 @@ def _check_known(config: Model, known: Known) -> None:
         raise InputError("a raster-causal model can only go on after kept tokens that come first in raster order")
 
 
-def head_sampling(settings: Sampling, step: int) -> HeadSampling:
-    """Return the head's settings in autoregressive step `step`."""
-    return HeadSampling(
-        steps=settings.diffusion_steps.at(step, settings.ar_steps),
-        solver=settings.solver,
-        temperature=settings.temperature,
-        max_timestep=settings.max_timestep,
-    )
-
-
 @torch.inference_mode()
 def sample(
     model: Autoregressor,
@@ -132,14 +121,18 @@ def sample(
 
         start = given
         for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
-            head = head_sampling(settings, step)
-            draws = noise.normal(head.steps, count, channels).to(device, non_blocking=True).flatten(1, 2)
+            head = settings.head_at(step)
+            draws = (
+                noise.normal(model.head.sampling_draws(head), count, channels)
+                .to(device, non_blocking=True)
+                .flatten(1, 2)
+            )
             condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
             condition, null = (
                 (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
             )
             cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
-            drawn = model.diffloss.sample(condition, draws, head, null, cfg_scale)
+            drawn = model.head.sample(condition, draws, head, null, cfg_scale)
             positions = order[:batch, start : start + count].sort(1).values
             tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
             start += count

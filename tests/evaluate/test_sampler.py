@@ -14,7 +14,7 @@ from infra.errors import InputError
 from tests.small_model import ORDER_OF, randomised, small
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
-from train.models.head import HeadSampling
+from train.models.heads import HeadSampling
 from train.models.masking import cosine_reveal
 
 FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), order="raster")
@@ -159,7 +159,7 @@ def test_sampling_step_compiles_into_one_graph():
     @torch.no_grad()
     def step(vectors, order, tokens, noise):
         condition = model.conditions(model.begin(vectors, order), tokens, 4, 7).flatten(0, 1)
-        return model.diffloss.denoise(condition, noise, settings, tables, condition * 0, 2.0)
+        return model.head.denoise(condition, noise, settings, tables, condition * 0, 2.0)
 
     given = vectors, order, torch.randn(4, 16, 3), torch.randn(5, 12, 3)
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")

@@ -44,8 +44,10 @@ def training_draws(golden: Golden, labels_dropped: bool = False) -> TrainingDraw
         order=order,
         num_visible=length - masked,
         drop_label=torch.zeros(batch, dtype=torch.bool),
-        uniform=((t + 0.5) / 1000).gather(2, rows),
-        noise=noise.gather(2, rows.unsqueeze(-1).expand(-1, -1, -1, noise.shape[-1])),
+        head={
+            "uniform": ((t + 0.5) / 1000).gather(2, rows),
+            "noise": noise.gather(2, rows.unsqueeze(-1).expand(-1, -1, -1, noise.shape[-1])),
+        },
     )
 
 
@@ -67,7 +69,7 @@ def test_trunk_recorded_mask_gives_the_recorded_encoding_and_conditions(golden, 
 def test_head_recorded_draws_give_the_recorded_loss_of_every_token(golden, model):
     arrays, draws = golden.arrays, model.config.head.batch_mul
     rows = len(arrays["train.t"]) // draws
-    mse, vb = model.diffloss.row_terms(
+    mse, vb = model.head.row_terms(
         arrays["train.tokens"].flatten(0, 1),
         arrays["train.z"].flatten(0, 1),
         (arrays["train.t"].view(draws, rows) + 0.5) / 1000,
@@ -94,7 +96,7 @@ def test_model_recorded_draws_give_the_recorded_loss_and_gradients(golden, model
 def test_head_single_timesteps_give_the_recorded_outputs(golden, model):
     arrays, net = (
         {n.removeprefix("head."): t for n, t in golden.arrays.items() if n.startswith("head.")},
-        model.diffloss.net,
+        model.head.net,
     )
     x_t = q_sample(arrays["x0"], arrays["noise"], arrays["t"], TrainingTables())
     assert_reproduced(x_t, arrays["x_t"])
@@ -107,7 +109,7 @@ def test_head_single_timesteps_give_the_recorded_outputs(golden, model):
 def test_head_ten_step_process_gives_the_recorded_reverse_steps(golden, model):
     arrays, net = (
         {n.removeprefix("head10."): t for n, t in golden.arrays.items() if n.startswith("head10.")},
-        model.diffloss.net,
+        model.head.net,
     )
     tables = SamplingTables(respaced_schedule(10), torch.device("cpu"))
     output = net(arrays["x_t"], net.time_embed(tables.timesteps[arrays["index"]]), net.cond_embed(arrays["z"]))
@@ -205,7 +207,7 @@ def test_mar_base_formula_weights_give_the_recorded_conditions_and_losses():
     encoded = model.encode(tokens, model.class_vectors(recorded["labels"], 2), visible)
     z = model.decode(encoded, visible, everywhere)
     assert_reproduced(z, recorded["z"])
-    mse, vb = model.diffloss.row_terms(
+    mse, vb = model.head.row_terms(
         tokens.flatten(0, 1), z.flatten(0, 1), (recorded["t"][None] + 0.5) / 1000, recorded["noise"][None]
     )
     assert_reproduced((mse + vb)[0], recorded["loss_per_token"])

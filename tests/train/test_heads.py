@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from tests.small_model import randomised, small
-from train.models.diffloss import DiffusionLoss
-from train.models.flow import FlowLoss
-from train.models.head import HeadSampling
+from train.models.heads import DiffusionHead, FlowHead, HeadSampling
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +18,20 @@ def trained_heads():
         return torch.cat([side, -0.5 * side], 1) + 0.25 * torch.randn(count, 2, generator=generator)
 
     heads = {}
-    for kind, cls in (("diffusion", DiffusionLoss), ("flow", FlowLoss)):
+    for config in (DiffusionHead(width=64, depth=2), FlowHead(width=64, depth=2)):
         torch.manual_seed(0)
-        head, generator = cls(2, 4, 64, 2), torch.Generator().manual_seed(1)
+        head, generator = config.build(2, 4), torch.Generator().manual_seed(1)
         optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 900)
         for step in range(900):
             target = draw(256, step + 10)
-            uniform = torch.rand(2, 256, generator=generator)
-            noise = torch.randn(2, 256, 2, generator=generator)
+            draws = {"uniform": torch.rand(2, 1, 256, generator=generator)}
+            draws["noise"] = torch.randn(2, 1, 256, 2, generator=generator)
             optimizer.zero_grad()
-            head.loss(target, torch.zeros(256, 4), uniform, noise).loss.backward()
+            head.loss(target[None], torch.zeros(1, 256, 4), draws).loss.backward()
             optimizer.step()
             schedule.step()
-        heads[kind] = (head.eval(), draw)
+        heads[config.kind] = (head.eval(), draw)
     return heads
 
 
@@ -68,7 +66,7 @@ def energy_distance(a, b):
 
 
 def test_head_output_of_a_row_does_not_depend_on_how_many_there_are():
-    head = randomised(small()).diffloss.net
+    head = randomised(small()).head.net
     x, time, condition = torch.randn(600, 3), torch.randn(1, head.width), torch.randn(600, head.width)
     many, few = head(x, time, condition), head(x[:50], time, condition[:50])
     torch.testing.assert_close(many[:50], few)

@@ -102,7 +102,7 @@ def test_head_and_vectors_are_not_decayed_and_everything_is_optimised_once():
     plain, decayed = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.02))
     assert plain | decayed == {id(p) for p in model.parameters()}
     assert not plain & decayed
-    assert all(id(p) in plain for p in model.diffloss.parameters())
+    assert all(id(p) in plain for p in model.head.parameters())
     assert id(model.class_emb.weight) in decayed
     assert id(model.mask_token) in decayed
 

@@ -21,7 +21,7 @@ SHAPE = tiny(32, 2, 4, 48, 2).on(latent_size=4, latent_channels=3, num_classes=5
 def model():
     torch.manual_seed(0)
     model = build_model(SHAPE).eval()
-    for parameter in (model.diffloss.net.modulation.weight, model.diffloss.net.final_linear.weight):
+    for parameter in (model.head.net.modulation.weight, model.head.net.final_linear.weight):
         nn.init.normal_(parameter, std=0.02)
     return model
 
@@ -38,7 +38,7 @@ def test_loss_and_gradients_equal_the_transcriptions(model):
     }
     mask = torch.ones(6, 16, dtype=torch.bool).scatter(1, draws.order[:, : draws.num_visible], False)
     t, noise = torch.zeros(4, 6, 16, dtype=torch.long), torch.zeros(4, 6, 16, 3)
-    t[:, mask], noise[:, mask] = (draws.uniform.flatten(1) * 1000).long(), draws.noise.flatten(1, 2)
+    t[:, mask], noise[:, mask] = (draws.head["uniform"].flatten(1) * 1000).long(), draws.head["noise"].flatten(1, 2)
     vectors = torch.where(draws.drop_label[:, None], w["fake_latent"], w["class_emb.weight"][labels])
     tokens = patchify(latents, 1)
     z = transcription.conditions(w, SHAPE, tokens, vectors, mask)

@@ -4,6 +4,7 @@ A model turns the tokens known so far into the condition of each token to predic
 token from it. `order` (B, L) is the generation order: the positions, the first generated first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from train.models.config import Model
-from train.models.diffloss import DiffusionLoss
-from train.models.flow import FlowLoss
-from train.models.head import LossTerms
+from train.models.head import HeadLoss
 from train.models.transformer import Block, init_linear_xavier, take_rows
-
-HEADS = {"diffusion": DiffusionLoss, "flow": FlowLoss}
 
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """Every random draw of one training step, for B images with n predicted tokens and M head draws each."""
+    """Every random draw of one training step, for B images with n predicted tokens each."""
 
     order: Tensor
     """(B, L) generation order."""
@@ -29,18 +26,14 @@ class TrainingDraws:
     """L - n: the first tokens of the order, given to the model."""
     drop_label: Tensor
     """(B,) bool: replace the class by the null class."""
-    uniform: Tensor
-    """(M, B, n) in [0, 1): the head's timesteps."""
-    noise: Tensor
-    """(M, B, n, C) standard normal: the head's noise."""
+    head: Mapping[str, Tensor]
+    """What the head's loss draws, by name."""
 
     def to(self, device: torch.device) -> "TrainingDraws":
         """Move the tensors to a device without waiting for it."""
-        moved = (
-            getattr(self, name).to(device, non_blocking=True) for name in ("order", "drop_label", "uniform", "noise")
-        )
-        order, drop_label, uniform, noise = moved
-        return TrainingDraws(order, self.num_visible, drop_label, uniform, noise)
+        order, drop_label = (tensor.to(device, non_blocking=True) for tensor in (self.order, self.drop_label))
+        head = {name: tensor.to(device, non_blocking=True) for name, tensor in self.head.items()}
+        return TrainingDraws(order, self.num_visible, drop_label, head)
 
 
 class Autoregressor(nn.Module):
@@ -55,9 +48,7 @@ class Autoregressor(nn.Module):
         self.class_emb = nn.Embedding(config.num_classes, width)
         self.z_proj = nn.Linear(config.token_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
-        self.diffloss = HEADS[config.head.kind](
-            config.token_channels, condition_width, config.head.width, config.head.depth
-        )
+        self.head = config.head.build(config.token_channels, condition_width)
 
     def blocks(self, width: int, heads: int, depth: int) -> nn.ModuleList:
         """Return a stack of transformer blocks."""
@@ -65,8 +56,8 @@ class Autoregressor(nn.Module):
 
     def initialise(self) -> None:
         """Initialise all but the head as the published implementation does (the head did it itself)."""
-        for name, module in self.named_children():
-            if name != "diffloss":
+        for module in self.children():
+            if module is not self.head:
                 init_linear_xavier(module)
         for parameter in (*(p for _, p in self.named_parameters(recurse=False)), self.class_emb.weight):
             nn.init.normal_(parameter, std=0.02)
@@ -79,17 +70,12 @@ class Autoregressor(nn.Module):
         vectors = self.class_emb(labels)
         return vectors if drop_label is None else torch.where(drop_label[:, None], null, vectors)
 
-    def forward(self, tokens: Tensor, labels: Tensor, draws: TrainingDraws) -> LossTerms:
+    def forward(self, tokens: Tensor, labels: Tensor, draws: TrainingDraws) -> HeadLoss:
         """Return the loss of predicting the tokens (B, L, C) that the draws mask, given labels (B,) and the rest."""
         class_vectors = self.class_vectors(labels, len(tokens), draws.drop_label)
         targets = draws.order[:, draws.num_visible :].sort(1).values
         condition = self.training_conditions(tokens, class_vectors, draws.order, draws.num_visible)
-        return self.diffloss.loss(
-            take_rows(tokens, targets).flatten(0, 1),
-            condition.flatten(0, 1),
-            draws.uniform.flatten(1, 2),
-            draws.noise.flatten(1, 2),
-        )
+        return self.head.loss(take_rows(tokens, targets), condition, draws.head)
 
     def training_conditions(self, tokens: Tensor, class_vectors: Tensor, order: Tensor, num_visible: int) -> Tensor:
         """Return the condition (B, n, D) of each token after the first `num_visible` of the order, by position."""

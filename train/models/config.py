@@ -3,19 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The per-token head."""
-
-    kind: Literal["diffusion", "flow"] = "diffusion"
-    """diffusion: the paper's Diffusion Loss; flow: flow matching on the same MLP."""
-    width: int = 1024
-    """Channels of the MLP."""
-    depth: int = 3
-    """Residual blocks of the MLP."""
-    batch_mul: int = 4
-    """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
+from train.models.heads import DiffusionHead, Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +36,7 @@ class Architecture:
     """Share of training images whose class is replaced by the null class: what guidance needs."""
     mask_ratio_min: float = 0.7
     """Smallest masked share in training (masked only)."""
-    head: Head = field(default_factory=Head)
+    head: Head = field(default_factory=DiffusionHead)
     """The per-token loss head."""
 
     def on(self, *, latent_size: int, latent_channels: int, num_classes: int) -> "Model":
@@ -89,20 +77,20 @@ def trunk(width: int, depth: int, heads: int) -> Architecture:
 
 def mar_base() -> Architecture:
     """MAR-B: 208 M parameters, FID-50K 2.31 at CFG 2.9 as published."""
-    return replace(trunk(768, 12, 12), head=Head(width=1024, depth=6))
+    return replace(trunk(768, 12, 12), head=DiffusionHead(width=1024, depth=6))
 
 
 def mar_large() -> Architecture:
     """MAR-L: 479 M parameters, FID-50K 1.78 at CFG 3.0 as published."""
-    return replace(trunk(1024, 16, 16), head=Head(width=1280, depth=8))
+    return replace(trunk(1024, 16, 16), head=DiffusionHead(width=1280, depth=8))
 
 
 def mar_huge() -> Architecture:
     """MAR-H: 943 M parameters, FID-50K 1.55 at CFG 3.2 as published."""
-    return replace(trunk(1280, 20, 16), head=Head(width=1536, depth=12))
+    return replace(trunk(1280, 20, 16), head=DiffusionHead(width=1536, depth=12))
 
 
 def tiny(width: int = 160, depth: int = 4, heads: int = 4, head_width: int = 192, head_depth: int = 3) -> Architecture:
     """A model that trains in minutes on a laptop's processor."""
     small = replace(trunk(width, depth, heads), buffer_size=8, dropout=0.0)
-    return replace(small, head=Head(width=head_width, depth=head_depth))
+    return replace(small, head=DiffusionHead(width=head_width, depth=head_depth))

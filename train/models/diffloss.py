@@ -1,33 +1,38 @@
 """The Diffusion Loss (Li et al. 2024, section 3): a small diffusion model of each token given its condition."""
 
-from torch import Tensor, nn
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from train.models.diffusion import SamplingTables, TrainingTables, q_sample, row_losses, sampling_tables
-from train.models.head import Guidance, HeadSampling, LossTerms
+from train.models.head import Guidance, HeadLoss, TokenHead
 from train.models.head_mlp import HeadMLP
+from train.models.heads import DiffusionHead, HeadSampling, Solver
 from train.models.noise_schedule import TRAIN_TIMESTEPS
 
 
-class DiffusionLoss(nn.Module):
+class DiffusionLoss(TokenHead):
     """Predicts the noise in a token, and where its variance lies between beta and beta~."""
 
-    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+    def __init__(self, config: DiffusionHead, channels: int, condition_width: int) -> None:
         super().__init__()
         self.channels = channels
-        self.net = HeadMLP(channels, condition_width, 2 * channels, width, depth)
+        self.net = HeadMLP(channels, condition_width, 2 * channels, config.width, config.depth)
         self.tables = TrainingTables()
 
-    def loss(self, target: Tensor, condition: Tensor, uniform: Tensor, noise: Tensor) -> LossTerms:
-        """Return the loss of tokens target (N, C) given condition (N, D), mean over M draws and N tokens.
+    def loss(self, target: Tensor, condition: Tensor, draws: Mapping[str, Tensor]) -> HeadLoss:
+        """Return the loss of tokens target (B, n, C) given condition (B, n, D), mean over M draws and all tokens."""
+        terms = self.row_terms(
+            target.flatten(0, 1), condition.flatten(0, 1), draws["uniform"].flatten(1), draws["noise"].flatten(1, 2)
+        )
+        mse, vb = (term.mean() for term in terms)
+        return HeadLoss(mse + vb, {"mse": mse.detach(), "vb": vb.detach()})
+
+    def row_terms(self, target: Tensor, condition: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (mse, vb), each (M, N), of tokens target (N, C) given condition (N, D).
 
         uniform (M, N) in [0, 1) chooses the timesteps, noise (M, N, C) is standard normal.
         """
-        terms = self.row_terms(target, condition, uniform, noise)
-        mse, vb = (term.mean() for term in terms)
-        return LossTerms(loss=mse + vb, mse=mse.detach(), vb=vb.detach())
-
-    def row_terms(self, target: Tensor, condition: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (mse, vb), each (M, N)."""
         draws, rows = uniform.shape
         t = (uniform.reshape(-1) * TRAIN_TIMESTEPS).long()
         x0, noise = target.float().repeat(draws, 1), noise.reshape(draws * rows, -1)
@@ -36,6 +41,10 @@ class DiffusionLoss(nn.Module):
         output = self.net(x_t, self.net.time_embed(t), embedded)
         mse, vb = row_losses(output, x0, x_t, noise, t, self.tables)
         return mse.view(draws, rows), vb.view(draws, rows)
+
+    def sampling_draws(self, settings: HeadSampling) -> int:
+        """Return the number of steps: the initial noise, and that of each step but the last."""
+        return settings.steps
 
     def sample(
         self,
@@ -65,17 +74,41 @@ class DiffusionLoss(nn.Module):
         times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
         null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
         guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)
-        x, older_x0 = noise[0].float(), None
+        x, older_x0, reverse = noise[0].float(), None, SOLVERS[settings.solver]
         for used, index in enumerate(reversed(range(tables.steps)), start=1):
             output = self.net(guidance.repeat(x), times[index : index + 1], guidance.rows)
             predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
-            if settings.solver == "ancestral":
-                x, deviation = tables.ancestral(index, x, predicted, fraction)
-                if index > 0:
-                    x = x + settings.temperature * deviation * noise[used]
-            elif settings.solver == "ddim":
-                x = tables.ddim(index, x, predicted)
-            else:
-                x0 = tables.predicted_x0(index, x, predicted)
-                x, older_x0 = tables.dpm_solver(index, x, x0, older_x0), x0
+            fresh = settings.temperature, noise[used] if index > 0 else None
+            x, older_x0 = reverse(tables, index, x, predicted, fraction, fresh, older_x0)
         return x
+
+
+_Fresh = tuple[float, Tensor | None]
+
+
+def _ancestral(
+    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, fraction: Tensor, fresh: _Fresh, _: Tensor | None
+) -> tuple[Tensor, None]:
+    temperature, noise = fresh
+    mean, deviation = tables.ancestral(index, x, predicted, fraction)
+    return mean if noise is None else mean + temperature * deviation * noise, None
+
+
+def _ddim(
+    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, _: Tensor, __: _Fresh, ___: Tensor | None
+) -> tuple[Tensor, None]:
+    return tables.ddim(index, x, predicted), None
+
+
+def _dpm_solver(
+    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, _: Tensor, __: _Fresh, older_x0: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x0 = tables.predicted_x0(index, x, predicted)
+    return tables.dpm_solver(index, x, x0, older_x0), x0
+
+
+SOLVERS: Mapping[Solver, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "ancestral": _ancestral, "ddim": _ddim, "dpm-solver++": _dpm_solver,
+}  # fmt: skip
+"""One reverse step: (tables, index, x, predicted noise, variance fraction, (temperature, fresh noise), the x_0 of the
+step before) -> (x, the x_0 that the next step may ask for)."""

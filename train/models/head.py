@@ -1,37 +1,52 @@
-"""What every per-token loss head has in common: its size, its loss terms, its sampling settings.
+"""What every per-token head is to the rest: `TokenHead`; and the guidance of those that evaluate a network.
 
-A head models p(token | condition) of one continuous token. Both kinds, `DiffusionLoss` and `FlowLoss`,
-have the same two methods, `loss` and `sample`, and draw nothing themselves: the noise is an argument.
+A head models p(token | condition) of one continuous token. It draws nothing itself: random numbers are arguments.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSampling:
-    """How one token is drawn from a head."""
-
-    steps: int = 100
-    """Network evaluations, before a start clip merges some."""
-    solver: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
-    """ancestral: DDPM, or Euler-Maruyama for flow; ddim: deterministic, Euler for flow; dpm-solver++: second order."""
-    temperature: float = 1.0
-    """Scale of the noise added in each ancestral step; the initial noise is not scaled."""
-    max_timestep: int | None = None
-    """Start at this timestep (0..999) instead of 999; lets 5-20 steps work (diffusion only)."""
+from train.models.heads import HeadSampling
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """Means over the predicted tokens; `loss` is what is minimised, the others are for the log."""
+class HeadLoss:
+    """What is minimised, a mean over the predicted tokens, and what of it is logged, detached."""
 
     loss: Tensor
-    mse: Tensor
-    vb: Tensor
+    terms: Mapping[str, Tensor]
+
+
+class TokenHead(nn.Module):
+    """Interface of the heads; N tokens of C channels, conditions of D."""
+
+    def loss(self, target: Tensor, condition: Tensor, draws: Mapping[str, Tensor]) -> HeadLoss:
+        """Return the loss of tokens target (B, n, C) given condition (B, n, D).
+
+        `draws` hold what the config's `training_draws` names: (M, B, n, ...) where one image's are (M, n, ...).
+        """
+        raise NotImplementedError
+
+    def sampling_draws(self, settings: HeadSampling) -> int:
+        """Return how many standard normal numbers `sample` needs for each channel of a token."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        condition: Tensor,
+        noise: Tensor,
+        settings: HeadSampling,
+        null_condition: Tensor | None = None,
+        cfg_scale: float = 1.0,
+    ) -> Tensor:
+        """Draw tokens (N, C) float32 given condition (N, D); noise (sampling_draws, N, C) in order of use.
+
+        With `null_condition`, guided by cfg_scale. Raises ValueError for settings that the config's `check` refuses.
+        """
+        raise NotImplementedError
 
 
 class Guidance:

@@ -1,7 +1,7 @@
 """Names and layout of the published MAR checkpoints <-> ours.
 
-All names are the same but for the head, where the published code keeps one AdaLN projection per block and
-ours keeps one for all; its rows are the published ones in order.
+All names are the same but for the head: the published one is called "diffloss", and keeps one AdaLN projection per
+block where ours keeps one for all; its rows are the published ones in order.
 """
 
 import re
@@ -10,17 +10,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from train.models.config import Head, Model, mar_base, mar_huge, mar_large
+from train.models.config import Model, mar_base, mar_huge, mar_large
+from train.models.heads import DiffusionHead
 
 _NET = "diffloss.net."
-_FUSED = {"weight": f"{_NET}modulation.weight", "bias": f"{_NET}modulation.bias"}
+_FUSED = {kind: f"head.net.modulation.{kind}" for kind in ("weight", "bias")}
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under our names; the projections of the head are joined."""
     depth = _count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")
     ours = {
-        name.replace("final_layer.linear", "final_linear"): tensor
+        name.replace("diffloss.", "head.").replace("final_layer.linear", "final_linear"): tensor
         for name, tensor in state.items()
         if "adaLN_modulation" not in name
     }
@@ -31,11 +32,11 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
     """Return the tensors under the published names. Raises ValueError for a model without a published form."""
-    if config.generation != "masked" or config.head.kind != "diffusion":
+    if config.generation != "masked" or not isinstance(config.head, DiffusionHead):
         raise ValueError("only a masked model with a diffusion head has a published layout")
     width, depth = config.head.width, config.head.depth
     official = {
-        name.replace("final_linear", "final_layer.linear"): tensor
+        name.replace("final_linear", "final_layer.linear").replace("head.", "diffloss.", 1): tensor
         for name, tensor in state.items()
         if name not in _FUSED.values()
     }
@@ -75,7 +76,7 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
         decoder_depth=_count(state, r"decoder_blocks\.(\d+)\."),
         decoder_heads=heads or known.get(decoder_width, max(1, decoder_width // 64)),
         mlp_ratio=hidden / encoder_width,
-        head=Head(width=head_width, depth=_count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")),
+        head=DiffusionHead(width=head_width, depth=_count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")),
     )
 
 

@@ -1,0 +1,95 @@
+"""The heads there are: what each takes, needs and refuses. The network of each is a module of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from train.models.head import TokenHead
+
+Solver = Literal["ancestral", "ddim", "dpm-solver++"]
+
+
+class Draw(NamedTuple):
+    """Random numbers of one image in one training step: uniform in [0, 1), or standard normal."""
+
+    law: Literal["uniform", "normal"]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSampling:
+    """How one token is drawn from a head."""
+
+    steps: int = 100
+    """Network evaluations, before a start clip merges some."""
+    solver: Solver = "ancestral"
+    """ancestral: DDPM, or Euler-Maruyama for flow; ddim: deterministic, Euler for flow; dpm-solver++: second order."""
+    temperature: float = 1.0
+    """Scale of the noise added in each ancestral step; the initial noise is not scaled."""
+    max_timestep: int | None = None
+    """Start at this timestep (0..999) instead of 999; lets 5-20 steps work (diffusion only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionHead:
+    """The paper's Diffusion Loss: a small diffusion model of each token."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    width: int = 1024
+    """Channels of the head's MLP."""
+    depth: int = 3
+    """Residual blocks of the head's MLP."""
+    batch_mul: int = 4
+    """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
+        from train.models.diffloss import DiffusionLoss
+
+        return DiffusionLoss(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:
+        """Return what the loss of an image with so many tokens to predict draws, in this order."""
+        times = self.batch_mul
+        return {"uniform": Draw("uniform", (times, tokens)), "noise": Draw("normal", (times, tokens, channels))}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot draw tokens with."""
+        if settings.steps < 1:
+            raise ValueError("diffusion_steps must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowHead:
+    """Flow matching on the MLP of the Diffusion Loss."""
+
+    kind: Literal["flow"] = "flow"
+    width: int = 1024
+    """Channels of the head's MLP."""
+    depth: int = 3
+    """Residual blocks of the head's MLP."""
+    batch_mul: int = 4
+    """Draws of (time, noise) for each token in each training step."""
+    solvers: ClassVar[tuple[Solver, ...]] = ("ancestral", "ddim")
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
+        from train.models.flow import FlowLoss
+
+        return FlowLoss(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:
+        """Return what the loss of an image with so many tokens to predict draws, in this order."""
+        times = self.batch_mul
+        return {"uniform": Draw("uniform", (times, tokens)), "noise": Draw("normal", (times, tokens, channels))}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot draw tokens with."""
+        if settings.steps < 1:
+            raise ValueError("diffusion_steps must be at least 1")
+        if settings.solver not in self.solvers or settings.max_timestep is not None:
+            raise ValueError(f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep")
+
+
+Head = DiffusionHead | FlowHead
