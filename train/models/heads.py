@@ -92,4 +92,30 @@ class FlowHead:
             raise ValueError(f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep")
 
 
-Head = DiffusionHead | FlowHead
+@dataclass(frozen=True, kw_only=True)
+class MixtureHead:
+    """A mixture of diagonal Gaussians, as GIVT has it."""
+
+    kind: Literal["mixture"] = "mixture"
+    components: int = 16
+    """Gaussians in the mixture of a token."""
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
+        from train.models.mixture import GaussianMixture
+
+        return GaussianMixture(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:  # noqa: ARG002
+        """Return nothing: the likelihood is exact."""
+        return {}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot draw tokens with."""
+        if settings.solver != "ancestral" or settings.max_timestep is not None:
+            raise ValueError(
+                "a mixture head runs no process backwards: it takes solver 'ancestral', and no max_timestep"
+            )
+
+
+Head = DiffusionHead | FlowHead | MixtureHead
