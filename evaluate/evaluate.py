@@ -1,7 +1,5 @@
 """Evaluation: generated images against a reference, beside a floor (held-out real) and, on demand, a ceiling."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,66 +12,16 @@ from evaluate.grid import sample_grid
 from evaluate.measure import Sets, measure
 from evaluate.metrics import frechet
 from evaluate.metrics.frechet import frechet_distance
-from evaluate.reference import RealFeatures, ReferenceResult, read_reference
+from evaluate.reference import RealFeatures, read_reference
+from evaluate.results import GRID, EvaluationResult, ReferenceResult
 from evaluate.sampling.generate import part_path, read_images
 from evaluate.sampling.sampler import check
 from infra.cluster import Compute
 from infra.console import stage
 from infra.errors import InputError
-from infra.result import Report, Result
 from infra.storage import location
 from train.checkpoint import ModelCard, read_card, untrained_directory
 from train.config import Train
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult(Result):
-    """Numbers of a model, by metric, with all that they depend on."""
-
-    metric: str
-    """Name of the Fréchet distance: FID only where it is one."""
-    numbers: dict[str, float]
-    """Of the generated images."""
-    floor: dict[str, float]
-    """Of held-out real images, where there are any."""
-    ceiling: dict[str, float]
-    """Of the untrained model's images, where they were asked for."""
-    conditions: Conditions
-    heldout_images: int
-    rank_deficient: bool
-    """Fewer images than features: compare only with numbers of as many images."""
-    sampling: Sampling
-    seed: int
-    ema: bool
-    """Averaged weights, or the raw ones."""
-
-    @property
-    def fd(self) -> float:
-        """The Fréchet distance, by which models are ranked."""
-        return self.numbers[frechet.NAME]
-
-    def headline(self) -> str:
-        """Return the distance beside its anchors."""
-        beside = [("held-out real", self.floor), ("untrained", self.ceiling)]
-        anchors = [f"{name} {numbers[frechet.NAME]:g}" for name, numbers in beside if numbers]
-        return ", ".join([f"{self.metric} {self.fd:g}", *anchors])
-
-    def report(self, path: UPath) -> Report:
-        """Return the numbers, their conditions as tags, and the sample grid."""
-        anchors = {"heldout": self.floor, "untrained": self.ceiling}
-        return Report(
-            metrics={
-                **self.numbers,
-                **{f"{name}_{of}": value for of, numbers in anchors.items() for name, value in numbers.items()},
-            },
-            tags={
-                "metric": self.metric,
-                "rank_deficient": json.dumps(self.rank_deficient),
-                **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
-            },
-            pictures={"samples/grid": path / "grid.png"},
-            for_parent=True,
-        )
 
 
 def evaluate(
@@ -113,7 +61,7 @@ def evaluate(
     picture = sample_grid(
         lambda index: _sample(config.generate, out / "samples", index), count, card.classes, config.grid_columns
     )
-    picture.save(Path(str(out)) / "grid.png")
+    picture.save(Path(str(out)) / GRID)
     conditions = conditions_against(real.about, count, sampling)
     return EvaluationResult(
         metric=conditions.title, numbers=numbers["samples"], floor=numbers.get("heldout", {}),

@@ -12,6 +12,7 @@ import ray.data
 
 from evaluate.config import Features, Generate, Sampling
 from evaluate.features import Extractor
+from evaluate.in_order import in_order
 from evaluate.metrics.frechet import FeatureSums
 from evaluate.sampling.generate import Generator, part_path, read_images, write_images
 from infra.cluster import Compute, connected
@@ -63,17 +64,6 @@ def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
             drawn += part["count"]
             progress.update(drawn)
     return sums
-
-
-def in_order(parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield parts by their index, holding back those that come early: sums are rounded in one order."""
-    early: dict[int, dict[str, Any]] = {}
-    following = 0
-    for part in parts:
-        early[part["index"]] = part
-        while following in early:
-            yield early.pop(following)
-            following += 1
 
 
 class _Measurer:

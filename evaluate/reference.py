@@ -21,13 +21,13 @@ from upath import UPath
 
 from evaluate.config import Features, Reference
 from evaluate.features import Extractor, weights_hash
-from evaluate.measure import in_order
+from evaluate.in_order import in_order
 from evaluate.metrics.frechet import FeatureSums, Statistics
+from evaluate.results import ReferenceResult
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress
 from infra.errors import InputError
 from infra.fingerprint import canonical, from_json
-from infra.result import Result
 from infra.seeding import stream
 from infra.storage import location, write_atomic, write_json
 from tokenize_jobs.sources.listing import Listing, Shard
@@ -39,21 +39,6 @@ _ROWS = 1024  # summed at once
 _BATCHES_AHEAD, _MOST_DECODERS = 2, 16
 _SUMS, _ABOUT, _PARTS = "reference.npz", "reference.json", "parts"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceResult(Result):
-    """What a reference is made of: conditions of every number that is measured against it."""
-
-    images: int
-    digest: str
-    """Of the source's listing, 16 digits."""
-    image_size: int
-    features: Features
-    extractor_weights: str
-    """sha256, 16 digits."""
-    kept_features: int
-    """Images whose own features are kept: a random subset."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Frozen config -> canonical JSON -> fingerprint: what a result depends on, and nothing of where it ran.
 
-A dataclass field made with `where()` (a path, a worker count) is left out. Values without a stable
-form (callables, sets, arbitrary objects) are refused, so that no memory address leaks into an identity.
+A dataclass field made with `where()` (a path, a worker count) is left out, and so is one made with `added()` while it
+has its default: what was made before the field existed stays what it is. Values without a stable form (callables,
+sets, arbitrary objects) are refused, so that no memory address leaks into an identity.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -17,7 +19,7 @@ from cattrs.v import format_exception
 
 from infra.errors import InputError
 
-_WHERE = "where"
+_WHERE, _ADDED = "where", "added"
 T = TypeVar("T")
 
 
@@ -26,8 +28,19 @@ def where(**kwargs: Any) -> Any:  # noqa: ANN401
     return dataclasses.field(metadata={_WHERE: True}, **kwargs)
 
 
+def added(**kwargs: Any) -> Any:  # noqa: ANN401
+    """Declare a dataclass field that came later; its default, which must stay, leaves identities as they were."""
+    return dataclasses.field(metadata={_ADDED: True}, **kwargs)
+
+
+def _identifies(field: dataclasses.Field, value: object) -> bool:
+    """Tell whether a field with this value is part of an identity."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return not (field.metadata.get(_WHERE) or (field.metadata.get(_ADDED) and value == default))
+
+
 def canonical(value: object, *, identity: bool = True) -> Any:  # noqa: ANN401
-    """Return `value` as plain JSON values; with `identity`, without the fields made by `where()`.
+    """Return `value` as plain JSON values; with `identity`, without the fields that identify nothing.
 
     Raises TypeError for a value that has no stable form.
     """
@@ -35,7 +48,7 @@ def canonical(value: object, *, identity: bool = True) -> Any:  # noqa: ANN401
         return {
             field.name: canonical(getattr(value, field.name), identity=identity)
             for field in dataclasses.fields(value)
-            if not (identity and field.metadata.get(_WHERE))
+            if not identity or _identifies(field, getattr(value, field.name))
         }
     if isinstance(value, dict):
         return {str(key): canonical(item, identity=identity) for key, item in value.items()}
@@ -86,8 +99,10 @@ def _same_type(value: object, kind: type) -> object:
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_LENIENT = cattrs.Converter()
 for _kind in (int, float, str, bool):
-    _CONVERTER.register_structure_hook(_kind, _same_type)
+    for _converter in (_CONVERTER, _LENIENT):
+        _converter.register_structure_hook(_kind, _same_type)
 
 
 def _is_dataclass_union(kind: object) -> bool:
@@ -96,7 +111,7 @@ def _is_dataclass_union(kind: object) -> bool:
     )
 
 
-def _structure_union(value: Any, kind: Any) -> Any:  # noqa: ANN401
+def _structure_union(value: Any, kind: Any, converter: cattrs.Converter) -> Any:  # noqa: ANN401
     """Choose the member of a union of dataclasses whose field `kind`, a Literal, admits what `value` names."""
     options = {
         name: option
@@ -106,23 +121,26 @@ def _structure_union(value: Any, kind: Any) -> Any:  # noqa: ANN401
     named = value.get("kind") if isinstance(value, dict) else None
     if named not in options:
         raise ValueError(f"'kind' must be one of {', '.join(options)}, not {named!r}")
-    return _CONVERTER.structure(value, options[named])
+    return converter.structure(value, options[named])
 
 
-_CONVERTER.register_structure_hook_func(_is_dataclass_union, _structure_union)
+for _converter in (_CONVERTER, _LENIENT):
+    _converter.register_structure_hook_func(
+        _is_dataclass_union, functools.partial(_structure_union, converter=_converter)
+    )
 
 
 def _reason(error: BaseException, kind: type | None) -> str:
     return str(error) if type(error) is ValueError else format_exception(error, kind)
 
 
-def from_json(text: str, kind: type[T], origin: str) -> T:
-    """Read a dataclass tree back from JSON, refusing unknown fields and wrong types.
+def from_json(text: str, kind: type[T], origin: str, *, strict: bool = True) -> T:
+    """Read a dataclass tree back from JSON, refusing wrong types and, if `strict`, unknown fields.
 
     Raises InputError naming `origin` (a file) and the first offending field.
     """
     try:
-        return _CONVERTER.structure(json.loads(text), kind)
+        return (_CONVERTER if strict else _LENIENT).structure(json.loads(text), kind)
     except (ValueError, TypeError, BaseValidationError) as error:
         detail = (
             cattrs.transform_error(error, format_exception=_reason)[0]

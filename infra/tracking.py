@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow import MlflowClient, entities
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from upath import UPath
@@ -19,6 +19,7 @@ from upath import UPath
 from infra.cluster import check_tracking
 from infra.errors import InputError
 from infra.fingerprint import flatten
+from infra.result import Dataset
 
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
 _BATCH = 500
@@ -111,7 +112,14 @@ class Tracker:
             pixels = np.asarray(Image.open(file).convert("RGB"))
         self.client.log_image(run_id, pixels, key=key, step=0, synchronous=True)
 
-    def dataset(self, run_id: str, name: str, digest: str, source: str, profile: str, context: str) -> None:
+    def file(self, run_id: str, path: Path | UPath) -> None:
+        """Keep a file with the run."""
+        self.client.log_artifact(run_id, str(path))
+
+    def dataset(self, run_id: str, used: Dataset) -> None:
         """Log a dataset as an input of a run."""
-        entity = Dataset(name=name, digest=digest[:36], source_type="local", source=source, profile=profile)
-        self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+        entity = entities.Dataset(
+            name=used.name, digest=used.digest[:36], source_type="local", source=used.source, profile=used.profile
+        )
+        tag = InputTag("mlflow.data.context", used.context)
+        self.client.log_inputs(run_id, [DatasetInput(entity, [tag])])

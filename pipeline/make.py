@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.cluster import Compute
+from infra.errors import InputError, nearest
+from pipeline.deciding import CODE
 from pipeline.flags import Unprefixed, parse
 from pipeline.recipes import Recipe
 from pipeline.target import recipe_at
 
 if TYPE_CHECKING:
-    from pipeline.run import Finished
+    from pipeline.plan import Finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +20,24 @@ class Run:
 
     recipe: Unprefixed[Recipe]
     compute: Compute = field(default_factory=Compute)
+    again: tuple[str, ...] = ()
+    """Steps to make anew by the present code, and with them what follows from them."""
 
 
-def recipe_and_compute(command: str, words: list[str]) -> tuple[Recipe, Compute]:
-    """Return the recipe that the first word names with its overrides, and where to run it."""
+def chosen_run(command: str, words: list[str]) -> Run:
+    """Return the recipe that the first word names with its overrides, where to run it, and what to make anew.
+
+    Raises InputError for a step that there is not.
+    """
     chosen = parse(Run(recipe=recipe_at(words[0])), words[1:], f"mar {command} {words[0]}")
-    return chosen.recipe, chosen.compute
+    if unknown := set(chosen.again) - set(CODE):
+        raise InputError(f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}.")
+    return chosen
 
 
 def make_until(last: str, command: str, words: list[str]) -> "dict[str, Finished]":
     """Make the recipe's steps up to `last`; returns them by name."""
-    recipe, compute = recipe_and_compute(command, words)
+    chosen = chosen_run(command, words)
     from pipeline.run import run
 
-    return run(recipe, compute, last)
+    return run(chosen.recipe, chosen.compute, last, chosen.again)

@@ -1,9 +1,9 @@
 """A recipe as a chain of steps, each knowing its identity before anything runs.
 
-pictures -> tokenizer -> latents -> reference -> checkpoint -> evaluation -> sweep
+pictures -> tokenizer -> latents -> reference -> checkpoint -> sweep -> evaluation -> registration
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,26 @@ from typing import Any
 from upath import UPath
 
 from evaluate.config import Subject
-from infra.artifact import Step
-from infra.cluster import Compute
+from evaluate.results import EvaluationResult, ReferenceResult
+from infra.artifact import Artifact, R, Step
+from infra.cluster import Compute, tracking_uri
 from infra.console import Progress
-from infra.fingerprint import canonical
+from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root, location
+from pipeline.deciding import CODE
 from pipeline.recipes import Recipe
+from pipeline.results import RegistrationResult
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, TokenizerFile
+from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.listing import Listing, scan
+from train.models.config import Model
+from train.results import CheckpointResult
+from tune.results import SweepResult
 
+HELDOUT = "heldout"
+"""Below a reference: the same of held-out images."""
 OnLog = Callable[[dict[str, Any]], None]
 
 
@@ -29,9 +38,18 @@ OnLog = Callable[[dict[str, Any]], None]
 class Source:
     """The recipe's images: what they are, and how to get their manifests once they exist."""
 
-    identity: str
+    inputs: Mapping[str, str]
+    classes: tuple[str, ...]
     train: Callable[[], Listing]
     heldout: Callable[[], Listing | None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A step's artifact, and whether it was there before."""
+
+    artifact: Artifact
+    was_cached: bool
 
 
 @dataclass(frozen=True)
@@ -41,22 +59,49 @@ class Plan:
     recipe: Recipe
     root: UPath
     steps: Mapping[str, Step]
+    tokenizer: TokenizerFile
+    model: Model
+    """The recipe's architecture on its data: classes and the shape of the latents follow from images and tokenizer."""
+
+    @property
+    def identity(self) -> str:
+        """Identity of the recipe's run in MLflow: of all steps that do not depend on the server."""
+        return run_identity(self.steps)
 
     def until(self, last: str) -> list[Step]:
         """Return the steps up to and including `last`."""
         names = list(self.steps)
         return [self.steps[name] for name in names[: names.index(last) + 1]]
 
+    def check(self, pending: Collection[str], workers: int) -> None:
+        """Raise InputError for what the steps `pending` would refuse, before days of training."""
+        recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
+        if "checkpoint" in pending:
+            recipe.train.check(self.model.latent_size)
+            recipe.train.check_workers(workers)
+        if {"reference", "sweep", "evaluation"} & set(pending):
+            recipe.reference.features.check()
+        settings = recipe.tune.settings(base) if "sweep" in pending else [base] if "evaluation" in pending else []
+        for sampling in settings:
+            sampling.check(self.model, self.model.num_tokens)
+
     def path(self, name: str) -> UPath:
         """Return where the artifact of a step is or will be."""
         return self.steps[name].path
 
 
+def run_identity(steps: Mapping[str, Step]) -> str:
+    """Return the identity of a recipe's run in MLflow: of all steps that do not depend on the server."""
+    return fingerprint([step.fingerprint for name, step in steps.items() if name != "registration"])
+
+
 class Planner:
     """Builds the plan of one recipe for one output root."""
 
-    def __init__(self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None) -> None:
-        self.recipe, self.compute, self.on_log = recipe, compute, on_log
+    def __init__(
+        self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None, again: Collection[str] = ()
+    ) -> None:
+        self.recipe, self.compute, self.on_log, self.again = recipe, compute, on_log, again
         self.root = local_root(compute.out)
         self.steps: dict[str, Step] = {}
 
@@ -64,31 +109,39 @@ class Planner:
         """Return the plan. Raises InputError for sources or weights that are not there."""
         source = self._source()
         weights = self._weights(source)
+        geometry = tokenizers.geometry(self.recipe.tokenizer)
+        model = self.recipe.train.model.on(
+            latent_size=geometry.latent_size(self.recipe.tokenize.image_size), latent_channels=geometry.channels,
+            num_classes=len(source.classes),
+        )  # fmt: skip
         self._latents(source, weights)
         self._reference(source)
         self._checkpoint()
         subject = self._subject(weights)
-        self._evaluation(subject)
         self._sweep(subject)
-        return Plan(self.recipe, self.root, self.steps)
+        self._evaluation(subject)
+        self._registration(weights)
+        return Plan(self.recipe, self.root, self.steps, weights, model)
 
     def _add(
         self,
         name: str,
         config: object,
         inputs: Mapping[str, str],
-        make: Callable[[UPath], Mapping[str, Any]],
+        make: Callable[[UPath], R],
+        result: type[R],
         version: int = 1,
         label: str = "",
         root: UPath | None = None,
-    ) -> Step:
-        """Add a step; what recipes share has a label that does not name the recipe, so that they find each other's."""
-        saved = canonical(self.recipe, identity=False)
-        self.steps[name] = Step(
+    ) -> Step[R]:
+        """Add a step. What several recipes can share has a `label` that does not name the recipe."""
+        step = Step(
             root=root or self.root, name=name, label=label or self.recipe.name, config=config, inputs=inputs, make=make,
-            version=version, recipe=saved,
+            result=result, code=CODE[name], version=version, recipe=canonical(self.recipe, identity=False),
+            again=name in self.again, is_shared=name == "latents",
         )  # fmt: skip
-        return self.steps[name]
+        self.steps[name] = step
+        return step
 
     def _path(self, name: str) -> UPath:
         return self.steps[name].path
@@ -96,18 +149,23 @@ class Planner:
     def _source(self) -> Source:
         images = self.recipe.images
         if isinstance(images, Emoji):
-            step = self._add("pictures", images, {}, lambda out: draw(images, out), version=2, label="emoji")
+            step = self._add(
+                "pictures", images, {}, lambda out: draw(images, out), PicturesResult, version=2, label="emoji"
+            )
             path = self._path("pictures")
-            return Source(step.fingerprint, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout")))
+            inputs = {"pictures": step.fingerprint}
+            return Source(
+                inputs, images.classes, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout"))
+            )
         manifest = scan(images.path, images.num_classes)
         if images.heldout_path:
             heldout = scan(images.heldout_path, len(manifest.classes))
-            return Source(manifest.digest[:16], lambda: manifest, lambda: heldout)
+            return Source({"images": manifest.digest[:16]}, manifest.classes, lambda: manifest, lambda: heldout)
         if len(manifest.shards) == 1:
-            return Source(manifest.digest[:16], lambda: manifest, lambda: None)
+            return Source({"images": manifest.digest[:16]}, manifest.classes, lambda: manifest, lambda: None)
         kept, last = manifest.shards[:-1], manifest.shards[-1:]
         return Source(
-            f"{manifest.digest[:16]}, all shards but the last",
+            {"images": f"{manifest.digest[:16]}, all shards but the last"}, manifest.classes,
             lambda: replace(manifest, shards=kept), lambda: replace(manifest, shards=last),
         )  # fmt: skip
 
@@ -117,26 +175,26 @@ class Planner:
             return tokenizers.find(config.kind, config.path)
         config.check(size)
 
-        def make(out: UPath) -> Mapping[str, Any]:
+        def make(out: UPath) -> TokenizerResult:
             from tokenize_jobs.job.fit_job import fit_tokenizer
 
             return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
 
         step = self._add(
-            "tokenizer", {"fit": canonical(config), "image_size": size}, {"images": source.identity}, make, version=2,
-            label=f"fit-{size}",
+            "tokenizer", {"fit": canonical(config), "image_size": size}, source.inputs, make, TokenizerResult,
+            version=2, label=f"fit-{size}",
         )  # fmt: skip
         return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
 
     def _latents(self, source: Source, weights: TokenizerFile) -> None:
-        def make(out: UPath) -> Mapping[str, Any]:
+        def make(out: UPath) -> LatentsResult:
             from tokenize_jobs.job.latents_job import tokenize
 
             return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
 
-        inputs = {"images": source.identity, "tokenizer": weights.hash}
+        inputs = {**source.inputs, "tokenizer": weights.hash}
         label, root = self.recipe.tokenize.label(weights.kind), location(self.compute.latents or self.compute.out)
-        self._add("latents", self.recipe.tokenize, inputs, make, label=label, root=root)
+        self._add("latents", self.recipe.tokenize, inputs, make, LatentsResult, label=label, root=root)
 
     def _checkpoint(self) -> None:
         latents = self._path("latents")
@@ -146,12 +204,12 @@ class Planner:
             progress.update(line["step"], f", loss {line['loss']:.3f}, {line['images_per_second']:.0f} images/s")
             self.on_log(line)
 
-        def make(out: UPath) -> Mapping[str, Any]:
+        def make(out: UPath) -> CheckpointResult:
             from train.trainer import train
 
             return train(self.recipe.train, latents, out, self.compute, on_log)
 
-        self._add("checkpoint", self.recipe.train, {"latents": self.steps["latents"].fingerprint}, make)
+        self._add("checkpoint", self.recipe.train, self._inputs("latents"), make, CheckpointResult)
 
     def _subject(self, weights: TokenizerFile) -> Subject:
         return Subject(str(self._path("checkpoint")), weights, self.recipe.tokenize.image_size)
@@ -159,43 +217,66 @@ class Planner:
     def _reference(self, source: Source) -> None:
         config, size = self.recipe.reference, self.recipe.tokenize.image_size
 
-        def make(out: UPath) -> Mapping[str, Any]:
+        def make(out: UPath) -> ReferenceResult:
             from evaluate.reference import make_reference
 
             if (heldout := source.heldout()) is not None:
-                make_reference(config, heldout, size, out / "heldout", self.compute)
-            result = make_reference(config, source.train(), size, out, self.compute)
-            return canonical(result, identity=False)
+                make_reference(config, heldout, size, out / HELDOUT, self.compute)
+            return make_reference(config, source.train(), size, out, self.compute)
 
         self._add(
-            "reference", {"reference": canonical(config), "image_size": size}, {"images": source.identity}, make,
+            "reference", {"reference": canonical(config), "image_size": size}, source.inputs, make, ReferenceResult,
             label=f"{config.features.name}-{size}",
         )  # fmt: skip
-
-    def _evaluation(self, subject: Subject) -> None:
-        reference, sampling = self._path("reference"), self.recipe.evaluate.generate.sampling
-
-        def make(out: UPath) -> Mapping[str, Any]:
-            from evaluate.evaluate import evaluate
-
-            heldout = reference / "heldout" if (reference / "heldout").exists() else None
-            result = evaluate(self.recipe.evaluate, subject, reference, heldout, sampling, out, self.compute)
-            return canonical(result, identity=False)
-
-        inputs = {name: self.steps[name].fingerprint for name in ("checkpoint", "reference")}
-        self._add("evaluation", self.recipe.evaluate, inputs, make)
 
     def _sweep(self, subject: Subject) -> None:
         base, reference = self.recipe.evaluate.generate.sampling, self._path("reference")
 
-        def make(out: UPath) -> Mapping[str, Any]:
+        def make(out: UPath) -> SweepResult:
             from tune.sampling_sweep import sampling_sweep
 
-            result = sampling_sweep(self.recipe.tune, base, subject, reference, out, self.compute)
-            return canonical(result, identity=False)
+            return sampling_sweep(self.recipe.tune, base, subject, reference, out, self.compute)
 
-        inputs = {name: self.steps[name].fingerprint for name in ("checkpoint", "reference")}
-        self._add("sweep", {"sweep": canonical(self.recipe.tune), "base": canonical(base)}, inputs, make)
+        config = {"sweep": canonical(self.recipe.tune), "base": canonical(base)}
+        self._add("sweep", config, self._inputs("reference", "checkpoint"), make, SweepResult)
+
+    def _evaluation(self, subject: Subject) -> None:
+        """Add the evaluation: of the sweep's winner, or of the recipe's own settings where nothing is swept."""
+        reference, config = self._path("reference"), self.recipe.evaluate
+
+        def make(out: UPath) -> EvaluationResult:
+            from evaluate.evaluate import evaluate
+
+            heldout = reference / HELDOUT if (reference / HELDOUT).exists() else None
+            sweep = self.steps["sweep"].find() if "sweep" in self.steps else None
+            sampling = sweep.result.best if sweep else config.generate.sampling
+            return evaluate(config, subject, reference, heldout, sampling, out, self.compute)
+
+        swept = ("sweep",) if "sweep" in self.steps else ()
+        self._add("evaluation", config, self._inputs("reference", "checkpoint", *swept), make, EvaluationResult)
+
+    def _registration(self, tokenizer: TokenizerFile) -> None:
+        uri = tracking_uri(self.compute, self.root)
+
+        def make(out: UPath) -> RegistrationResult:  # noqa: ARG001  what is made lies in MLflow
+            from pipeline.registry import Candidate, register
+
+            evaluation = self.steps["evaluation"].find()
+            assert evaluation is not None
+            return register(
+                Candidate(
+                    name=f"mar-{self.recipe.name}", run_name=self.recipe.name, run=run_identity(self.steps),
+                    model=local_path(self._path("checkpoint")), checkpoint=self.steps["checkpoint"].fingerprint,
+                    tokenizer=tokenizer, image_size=self.recipe.tokenize.image_size,
+                    evaluation=evaluation.fingerprint, measured=evaluation.result,
+                ),
+                uri, self.root,
+            )  # fmt: skip
+
+        self._add("registration", {"store": uri}, self._inputs("checkpoint", "evaluation"), make, RegistrationResult)
+
+    def _inputs(self, *names: str) -> dict[str, str]:
+        return {name: self.steps[name].fingerprint for name in names}
 
 
 def local_path(path: UPath) -> Path:

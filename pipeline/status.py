@@ -1,20 +1,38 @@
-"""What is cached, what is stale and why, field by field, what is missing; makes nothing."""
+"""What is cached, made by other code, stale and why, running or missing; makes nothing."""
 
+from collections.abc import Collection
+
+from infra.artifact import Step
 from infra.cluster import Compute
 from infra.console import table
+from infra.hold import holder
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 
 
-def status(recipe: Recipe, compute: Compute) -> str:
-    """Return a table of the recipe's steps."""
-    plan = Planner(recipe, compute).plan()
-    rows, reasons = [], []
+def status(recipe: Recipe, compute: Compute, again: Collection[str] = ()) -> str:
+    """Return a table of the recipe's steps, and why those that are not as they should be are not."""
+    plan = Planner(recipe, compute, again=again).plan()
+    rows, reasons, outdated = [], list[str](), set[str]()
     for name, step in plan.steps.items():
-        artifact = step.find()
-        stale = [] if artifact else step.explain_stale()
-        state = "cached" if artifact else "stale" if stale else "missing"
-        rows.append((name, state, step.fingerprint, artifact.record["finished"] if artifact else ""))
-        reasons += [f"  {name}: {line}" for line in stale]
+        state, finished, why = _state(step, outdated)
+        if state == "outdated":
+            outdated.add(name)
+        rows.append((name, state, step.fingerprint, finished))
+        reasons += [f"  {name}: {line}" for line in why]
     text = table(rows, ("step", "state", "fingerprint", "finished"))
-    return text + ("\n\nwhat changed since the newest artifact of the step:\n" + "\n".join(reasons) if reasons else "")
+    return f"{text}\n\nwhat differs:\n" + "\n".join(reasons) if reasons else text
+
+
+def _state(step: Step, outdated: set[str]) -> tuple[str, str, list[str]]:
+    """Return state, time and reasons; `outdated` are the steps before it that other code made."""
+    artifact = step.find()
+    if artifact is None:
+        if (by := holder(step.path)) is not None:
+            return "running", "", [f"made by {by}"]
+        stale = step.explain_stale()
+        return ("stale" if stale else "missing"), "", stale
+    files, follows = step.changed_code(artifact), sorted(outdated & set(step.inputs))
+    why = [f"made by other code; since then changed: {', '.join(files)} (`--again {step.name}`)"] if files else []
+    why += [f"follows from {', '.join(follows)}, which other code made"] if follows else []
+    return ("outdated" if why else "cached"), artifact.record["finished"][:19], why

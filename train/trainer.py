@@ -18,13 +18,14 @@ from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA
 from train.loop import NOT_METRICS, TrainJob, train_worker
+from train.results import LOG, CheckpointResult
 
 RUN = "ray_train"
 
 
 def train(
     config: Train, latents: UPath, out: UPath, compute: Compute, on_log: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+) -> CheckpointResult:
     """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
 
     Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
@@ -35,7 +36,7 @@ def train(
     config.check(layout["height"])
     config.check_workers(compute.train.workers)
     model = config.model.on(latent_size=layout["height"], latent_channels=layout["channels"], num_classes=len(classes))
-    log = Path(str(out)) / "metrics.jsonl"
+    log = Path(str(out)) / LOG
     with connected(compute) as cluster, following(log, on_log), keeping_interrupts():
         workers = cluster.train
         if not compute.train.workers:
@@ -59,7 +60,10 @@ def train(
     )  # fmt: skip
     write_model(out, card, network, ema.model)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"train_steps": steps, "images_seen": card.images_seen, "parameters": parameters, **_last_log(log)}
+    last, rate = _last_log(log)
+    return CheckpointResult(
+        train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate
+    )
 
 
 def _dividing(batch_size: int, workers: int) -> int:

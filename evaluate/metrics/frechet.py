@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 NAME = "fd"
 _FID_IMAGES = 50_000
@@ -48,6 +47,8 @@ class FeatureSums:
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """Return |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al. 2017)."""
+    from torch_fidelity.metric_fid import fid_statistics_to_metric  # seconds to import: not for those who want the name
+
     both = [{"mu": of.mean, "sigma": of.covariance} for of in (first, second)]
     return float(fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"])
 

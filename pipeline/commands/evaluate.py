@@ -16,7 +16,10 @@ from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root, require_writable
 from pipeline.flags import parse
 from pipeline.make import make_until
-from pipeline.run import record_step, say_distances
+from evaluate.results import EvaluationResult
+from pipeline.deciding import CODE
+from pipeline.record import record_step
+from pipeline.summary import say_distances
 from pipeline.target import is_recipe
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
@@ -66,10 +69,9 @@ def evaluate_model(folder: Path, own: EvaluateModel) -> None:
             make_reference(own.reference, heldout, subject.image_size, out / "heldout", own.compute)
         make_reference(own.reference, real, subject.image_size, out / "reference", own.compute)
         floor = out / "heldout" if heldout else None
-        result = evaluate(
+        return evaluate(
             own.evaluate, subject, out / "reference", floor, own.evaluate.generate.sampling, out, own.compute
         )
-        return canonical(result, identity=False)
 
     inputs = {
         "checkpoint": _digest(folder),
@@ -78,7 +80,8 @@ def evaluate_model(folder: Path, own: EvaluateModel) -> None:
         "heldout": heldout.digest[:16] if heldout else "",
     }
     root = local_root(own.compute.out)
-    step = Step(root=root, name="evaluation", label=own.name, config=own.evaluate, inputs=inputs, make=make)
+    step = Step(root=root, name="evaluation", label=own.name, config=own.evaluate, inputs=inputs, make=make,
+                result=EvaluationResult, code=CODE["evaluation"])  # fmt: skip
     require_writable(root)
     uri = tracking_uri(own.compute, root)
     check_tracking(uri)
@@ -91,7 +94,7 @@ def evaluate_model(folder: Path, own: EvaluateModel) -> None:
     parent = tracker.open(own.name, step.fingerprint)
     record_step(tracker, parent, step, artifact)
     tracker.finish(parent)
-    say_distances(artifact)
+    say_distances(artifact.result)
     say(f"samples:    {artifact.path / 'grid.png'}")
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from evaluate.config import LITE0, Features, Generate, Sampling
 from evaluate.grid import sample_grid
-from evaluate.measure import Sets, in_order
+from evaluate.in_order import in_order
+from evaluate.measure import Sets
 from tokenize_jobs.config import TokenizerFile
 
 

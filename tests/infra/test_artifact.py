@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from infra.artifact import Step
 from infra.errors import InputError, nearest
-from infra.fingerprint import canonical, differences, fingerprint, from_json, where
+from infra.fingerprint import added, canonical, differences, fingerprint, from_json, where
+from infra.result import Result
 from infra.seeding import stream
 from infra.storage import location, require_writable
 from pipeline.recipes import RECIPES, Recipe
@@ -20,21 +22,35 @@ class Config:
     folder: str = where(default="/here")
 
 
-def step(root, config, make=lambda out: {"n": 1}):
-    return Step(root=location(root), name="thing", label="test", config=config, inputs={"from": "abc"}, make=make)
+@dataclass(frozen=True, kw_only=True)
+class Made(Result):
+    n: int = 1
+
+
+def step(root, config, make=lambda out: Made(), **more):
+    return Step(
+        root=location(root),
+        name="thing",
+        label="test",
+        config=config,
+        inputs={"from": "abc"},
+        make=make,
+        result=Made,
+        **more,
+    )
 
 
 def test_build_writes_the_record_last_and_find_returns_it(tmp_path):
     def make(out):
         (out / "data").write_text("made")
         assert step(tmp_path, Config()).find() is None
-        return {"n": 7}
+        return Made(n=7)
 
     artifact = step(tmp_path, Config(), make).build()
-    assert artifact.measured == {"n": 7}
+    assert artifact.result == Made(n=7)
     found = step(tmp_path, Config()).find()
     assert found is not None
-    assert found.record == artifact.record
+    assert (found.record, found.result) == (artifact.record, artifact.result)
 
 
 def test_build_interrupted_leaves_no_artifact(tmp_path):
@@ -50,6 +66,67 @@ def test_build_interrupted_leaves_no_artifact(tmp_path):
 def test_fingerprint_ignores_where_and_sees_what():
     assert fingerprint(Config()) == fingerprint(Config(folder="/there"))
     assert fingerprint(Config()) != fingerprint(Config(steps=4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Config):
+    momentum: float = added(default=0.9)
+    more: Config = added(default_factory=Config)
+
+
+def test_added_field_at_its_default_leaves_the_fingerprint_and_any_other_value_changes_it():
+    assert fingerprint(Grown()) == fingerprint(Config())
+    assert fingerprint(Grown(more=Config(folder="/there"))) != fingerprint(Config())  # compared whole, not by identity
+    assert len({fingerprint(c) for c in (Grown(), Grown(momentum=0.5), Grown(more=Config(steps=9)))}) == 3
+    assert from_json(json.dumps(canonical(Grown())), Grown, "x") == Grown()
+
+
+def test_record_of_another_identity_is_not_believed_for_its_fingerprint_nor_overwritten(tmp_path):
+    artifact = step(tmp_path, Config()).build()
+    record = artifact.path / "artifact.json"
+    record.write_text(json.dumps({**artifact.record, "config": {"steps": 4, "rate": 0.1}}))
+    assert step(tmp_path, Config()).find() is None
+    with pytest.raises(InputError, match="not the record of what belongs there"):
+        step(tmp_path, Config()).build()
+
+
+def test_record_damaged_anywhere_is_never_taken_for_another_result(tmp_path):
+    artifact = step(tmp_path, Config()).build()
+    record = artifact.path / "artifact.json"
+    whole, draws = record.read_bytes(), stream("damage", 0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draws.integers(len(whole))] = draws.integers(256)
+        record.write_bytes(bytes(damaged[: draws.integers(1, len(whole) + 1)]))
+        found = step(tmp_path, Config()).find()
+        assert found is None or {key: found.record[key] for key in ("config", "inputs")} == {
+            key: artifact.record[key] for key in ("config", "inputs")
+        }
+
+
+def code_step(root, file, **more):
+    return step(root / "out", Config(), code=(str(file),), **more)
+
+
+def test_code_changed_since_is_named_and_made_anew_only_when_asked(tmp_path):
+    file = tmp_path / "step.py"
+    file.write_text("def f(x):\n    return x + 1\n")
+    first = code_step(tmp_path, file).build()
+    file.write_text('"""Adds."""\n\n\ndef f(x):  # one\n    return (x + 1)\n')
+    assert code_step(tmp_path, file).changed_code(first) == []
+    file.write_text("def f(x):\n    return x + 2\n")
+    cached = code_step(tmp_path, file).find()
+    assert cached is not None
+    assert cached.path == first.path
+    assert [Path(name).name for name in code_step(tmp_path, file).changed_code(cached)] == ["step.py"]
+    again = code_step(tmp_path, file, again=True)
+    assert again.find() is None
+    second = again.build()
+    assert second.path != first.path
+    newest = code_step(tmp_path, file)
+    assert (newest.path, newest.fingerprint) == (second.path, second.fingerprint)
+    assert newest.changed_code(second) == []
+    assert code_step(tmp_path, file, again=True).find() is not None  # the same code again: cached
 
 
 def test_fingerprint_value_without_stable_form_is_refused():

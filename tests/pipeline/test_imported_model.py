@@ -123,7 +123,7 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
     assert done.returncode == 0, done.stderr + done.stdout
     assert "FD (efficientnet-lite0, 12)" in done.stdout
     (record,) = (tmp_path / "out" / "artifacts" / "evaluation").rglob("artifact.json")
-    measured = json.loads(record.read_text())["measured"]
+    measured = json.loads(record.read_text())["result"]
     assert measured["numbers"]["fd"] > 0
     assert measured["conditions"]["reference_images"] == 24
     assert (record.parent / "grid.png").exists()

@@ -101,7 +101,7 @@ def test_second_run_does_no_work(made, mar):
 def test_status_explains_what_an_override_makes_stale(made, mar_here):
     out, _ = made
     told = mar_here("status", "emoji-32", *TINY, "--train.lr", "0.5", "--compute.out", str(out)).stdout
-    assert [line.split()[1] for line in told.splitlines()[2:9]] == ["cached"] * 4 + ["stale"] * 3
+    assert [line.split()[1] for line in told.splitlines()[2:10]] == ["cached"] * 4 + ["stale"] * 4
     assert "checkpoint: config.lr: 0.002 -> 0.5" in told
 
 
@@ -149,7 +149,9 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
     steps = {
         run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
-    assert set(steps) == {"pictures", "tokenizer", "latents", "reference", "checkpoint", "evaluation", "sweep"}
+    assert set(steps) == {
+        "pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration"
+    }  # fmt: skip
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == steps["sweep"].info.run_id]
     assert len(trials) == 2
     assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])

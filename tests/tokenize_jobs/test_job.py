@@ -49,7 +49,7 @@ def test_job_fails_on_many_bad_images_goes_on_and_ends_with_the_same_bytes_after
     assert len(shards) == 6
     measured = tokenize(config, WEIGHTS, source, store, Compute())
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    assert (measured["images"], measured["quarantined"]) == (900, 3)
+    assert (measured.images, measured.quarantined) == (900, 3)
     whole = hashes(store)
     assert not (store / "staging").exists()
     for name in ("manifest.json", "quarantine.parquet", "commits/s1.json"):

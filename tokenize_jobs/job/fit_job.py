@@ -1,7 +1,6 @@
 """Fits the small tokenizer as one Ray task, so that it runs where the GPUs are."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -13,6 +12,7 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import append, following
 from tokenize_jobs.config import FitTokenizer
+from tokenize_jobs.results import TokenizerResult
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import cropped_images
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
@@ -22,7 +22,7 @@ _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 
 def fit_tokenizer(
     config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: UPath, compute: Compute
-) -> dict[str, Any]:
+) -> TokenizerResult:
     """Fit on the source's images and write the tokenizer below `out`; returns the reconstruction PSNRs in dB.
 
     Raises InputError unless the stride is even and divides the image size.
@@ -40,7 +40,7 @@ def fit_tokenizer(
 @ray.remote(max_retries=2)
 def _fit(
     config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: str, cores: int
-) -> dict[str, Any]:
+) -> TokenizerResult:
     torch.set_num_threads(cores)
 
     def report(step: int, psnr: float) -> None:
@@ -49,8 +49,8 @@ def _fit(
 
     model = fit(config, _load(images, size), Path(out), report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    measured = {"parameters": parameters, "fit_steps": config.train_steps}
-    return {**measured, **({"psnr_heldout_db": reconstruction_psnr(model, _load(heldout, size))} if heldout else {})}
+    quality = reconstruction_psnr(model, _load(heldout, size)) if heldout else None
+    return TokenizerResult(parameters=parameters, fit_steps=config.train_steps, psnr_heldout_db=quality)
 
 
 def _load(source: Listing, size: int) -> np.ndarray:

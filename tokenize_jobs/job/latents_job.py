@@ -24,6 +24,7 @@ from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.committer import Committer
 from tokenize_jobs.job.encoder import PartEncoder
 from tokenize_jobs.job.parts import PartReader, Rates
+from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.sources.listing import Listing, Shard
 from tokenize_jobs.store.shards import Layout, committed, publish
 from tokenize_jobs.tokenizers import load
@@ -42,7 +43,7 @@ def layout_of(weights: TokenizerFile, image_size: int) -> Layout:
     return Layout(tokenizer.channels, side, side, tokenizer.deterministic)
 
 
-def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPath, compute: Compute) -> dict[str, Any]:
+def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPath, compute: Compute) -> LatentsResult:
     """Fill the latent store at `out` and publish it; goes on after an interruption.
 
     Raises InputError when too many images are bad, and what the storage raised when it fails: finished shards are kept.
@@ -59,14 +60,8 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
         manifest = _publish(config, weights, source, layout, out)
     finally:
         _remove(staging)
-    return {
-        "images": manifest["images"],
-        "quarantined": manifest["quarantined"],
-        "bytes": manifest["bytes"],
-        "latent_scale": manifest["latent_scale"],
-        "classes": list(source.classes),
-        **rates,
-    }
+    counted = {name: manifest[name] for name in ("images", "quarantined", "bytes", "latent_scale")}
+    return LatentsResult(label=config.label(weights.kind), classes=source.classes, **counted, **rates)
 
 
 def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, layout: Layout, out: UPath) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.seeding import stream
+from tokenize_jobs.results import PicturesResult
 
 ATTRIBUTION = "Emoji: OpenMoji (openmoji.org), the open-source emoji and icon project. Licence: CC BY-SA 4.0."
 _SKIN_TONES = {f"1F3F{digit}" for digit in "BCDEF"}
@@ -46,7 +47,7 @@ class Emoji:
     """Pixels a side."""
 
 
-def draw(config: Emoji, out: UPath) -> dict[str, object]:
+def draw(config: Emoji, out: UPath) -> PicturesResult:
     """Write train/ and heldout/ shards below `out`, the same bytes each time; return the counts."""
     import webdataset  # takes a second to import, and only this step needs it
 
@@ -71,7 +72,7 @@ def draw(config: Emoji, out: UPath) -> dict[str, object]:
                 for label, name, copy in drawn[start : start + _SHARD_IMAGES]:
                     key = f"{config.classes[label]}/{name}-{copy}"
                     tar.write({"__key__": key, "png": _png(name, copy, config.size), "cls": str(label)})
-    return {"images": counts["train"], "heldout_images": counts["heldout"], "attribution": ATTRIBUTION}
+    return PicturesResult(images=counts["train"], heldout_images=counts["heldout"], attribution=ATTRIBUTION)
 
 
 def _svg_folder() -> Path:

@@ -4,12 +4,14 @@
 """
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from infra.errors import InputError
-from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
     from torch import Tensor
@@ -39,6 +41,33 @@ def load(kind: str, path: str) -> Tokenizer:
     Raises InputError naming the file when it is missing or holds other tensors.
     """
     return _LOADERS[kind](path)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a tokenizer makes of images of any size."""
+
+    stride: int
+    """Pixels a side for one of the latents."""
+    channels: int
+    """Channels of the latents."""
+
+    def latent_size(self, image_size: int) -> int:
+        """Return the side of the latents. Raises InputError unless the stride divides the image size."""
+        if image_size % self.stride:
+            below = image_size // self.stride * self.stride
+            raise InputError(
+                f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; the "
+                f"nearest sizes are {below} and {below + self.stride}."
+            )
+        return image_size // self.stride
+
+
+def geometry(config: PretrainedTokenizer | FitTokenizer) -> Geometry:
+    """Return stride and channels of a tokenizer without reading its weights. Raises InputError naming the file."""
+    if isinstance(config, FitTokenizer):
+        return Geometry(config.stride, config.channels)
+    return _GEOMETRIES[config.kind](config.path)
 
 
 def find(kind: str, path: str) -> TokenizerFile:
@@ -103,6 +132,21 @@ def _load_pixels(path: str) -> Tokenizer:  # noqa: ARG001  pixels have no weight
     return Pixels()
 
 
+def _geometry_of_diffusers(path: str) -> Geometry:
+    file = Path(path).expanduser() / "config.json"
+    try:
+        found = json.loads(file.read_text())
+        return Geometry(2 ** (len(found["block_out_channels"]) - 1), int(found["latent_channels"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"tokenizer {file}: not the config of a diffusers AutoencoderKL ({error!r})") from None
+
+
+_GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
+    "kl16": lambda _: Geometry(16, 16),
+    "diffusers": _geometry_of_diffusers,
+    "taef2": lambda _: Geometry(8, 32),
+    "pixels": lambda _: Geometry(1, 3),
+}
 _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "kl16": _load_kl16,
     "diffusers": _load_diffusers,

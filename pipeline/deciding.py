@@ -1,0 +1,38 @@
+"""Which code decides the numbers of each step: what a record keeps the digests of."""
+
+_STORE = ("tokenize_jobs/store", "infra/seeding.py")
+_SAMPLES = ("tokenize_jobs/sources/samples.py", "tokenize_jobs/sources/crop.py", "tokenize_jobs/sources/listing.py")
+_MODELS = ("train/models", "train/checkpoint.py")
+_SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", "tokenize_jobs/tokenizers", "infra/seeding.py")
+_FEATURES = (
+    *_SAMPLES, "evaluate/features.py", "evaluate/in_order.py", "evaluate/metrics", "evaluate/conditions.py",
+    "evaluate/reference.py", "infra/seeding.py",
+)  # fmt: skip
+_MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py")
+CODE: dict[str, tuple[str, ...]] = {
+    "pictures": ("tokenize_jobs/sources/emoji.py", "infra/seeding.py"),
+    "tokenizer": (*_SAMPLES, "tokenize_jobs/tokenizers", "tokenize_jobs/job/fit_job.py", "infra/seeding.py"),
+    "latents": (*_SAMPLES, "tokenize_jobs/tokenizers", "tokenize_jobs/job", "tokenize_jobs/store/shards.py"),
+    "checkpoint": (
+        *_MODELS,
+        *_STORE,
+        "train/batches.py",
+        "train/config.py",
+        "train/ema.py",
+        "train/loop.py",
+        "train/optimizer.py",
+        "train/step.py",
+        "train/trainer.py",
+    ),
+    "reference": _FEATURES,
+    "evaluation": (*_MEASURING, "evaluate/evaluate.py"),
+    "sweep": (*_MEASURING, "evaluate/evaluate.py", "tune/config.py", "tune/sampling_sweep.py"),
+    "registration": (),
+}
+"""Files and folders whose code decides the numbers of each step; a test compares them with what it imports."""
+DECIDES_NOTHING = (
+    "infra/cluster.py", "infra/console.py", "infra/errors.py", "infra/fingerprint.py", "infra/follow.py",
+    "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py", "train/results.py", "evaluate/results.py",
+    "tune/results.py", "evaluate/grid.py", "tokenize_jobs/config.py",
+)  # fmt: skip
+"""Files that steps import and that decide no number: what a config says is part of the identity itself."""

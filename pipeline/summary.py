@@ -1,0 +1,45 @@
+"""What the console says when a run is done: the numbers with their conditions, what was made, where to look."""
+
+from evaluate.metrics.frechet import NAME
+from evaluate.results import GRID, EvaluationResult
+from infra.artifact import Artifact
+from infra.console import say, table
+from pipeline.plan import Finished, Plan
+
+
+def say_distances(evaluation: EvaluationResult) -> None:
+    """Print what an evaluation measured, beside its anchors and with its conditions."""
+    conditions, sampling = evaluation.conditions, evaluation.sampling
+    rows = [("trained model", evaluation.numbers)]
+    rows += [("untrained model (ceiling)", evaluation.ceiling)] if evaluation.ceiling else []
+    rows += [("held-out real images (floor)", evaluation.floor)] if evaluation.floor else []
+    say()
+    say(table([(name, numbers[NAME]) for name, numbers in rows], ("against the training images", evaluation.metric)))
+    say(
+        f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; "
+        f"{'EMA' if evaluation.ema else 'raw'} weights; "
+        f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps, CFG {sampling.cfg_scale} "
+        f"{sampling.cfg_schedule}, temperature {sampling.temperature}; {sampling.precision}, seed {evaluation.seed}"
+        + ("; fewer images than features: compare within this table only" if evaluation.rank_deficient else "")
+    )
+
+
+def summary(plan: Plan, done: dict[str, Finished]) -> None:
+    """Print what a whole run made."""
+    evaluation, sweep = (done[name].artifact for name in ("evaluation", "sweep"))
+    say_distances(evaluation.result)
+    say(f"  {sweep.result.headline()}")
+    say()
+    say(table([(name, "cached" if f.was_cached else "made", f.artifact.record["seconds"]) for name, f in done.items()],
+              ("step", "", "seconds")))  # fmt: skip
+    say()
+    _say_places(plan, done, evaluation)
+
+
+def _say_places(plan: Plan, done: dict[str, Finished], evaluation: Artifact) -> None:
+    say(f"samples:    {evaluation.path / GRID}")
+    if "registration" in done:
+        say(f"model:      {done['registration'].artifact.result.headline()}")
+    if "pictures" in done:
+        say(f"pictures:   {done['pictures'].artifact.result.attribution}")
+    say(f"MLflow UI:  mar ui --compute.out {plan.root}")

@@ -1,0 +1,103 @@
+"""One maker of a step: the second is told who holds it, and the hold of a dead process ends by itself."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from infra.errors import InputError
+from infra.hold import HOLD, holder, holding
+from infra.storage import location, write_json
+
+
+def written(folder, **changes):
+    import socket
+
+    now = time.time()
+    hold = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "renewed": now, **changes}
+    write_json(location(folder) / HOLD, hold)
+    return hold
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_second_maker_is_told_who_holds_the_step_and_a_finished_one_leaves_nothing(tmp_path):
+    folder = location(tmp_path)
+    with holding(folder):
+        assert holder(folder).pid == os.getpid()
+        with pytest.raises(InputError, match=f"is being made by process {os.getpid()} on"), holding(folder):
+            pass
+        assert holder(folder) is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_may_share_what_several_can_make(tmp_path):
+    with holding(location(tmp_path), shared=True), holding(location(tmp_path), shared=True):
+        assert holder(location(tmp_path)) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "alive"),
+    [
+        ({}, True),
+        ({"pid": None}, False),
+        ({"host": "elsewhere", "pid": 1}, True),
+        ({"host": "elsewhere", "pid": 1, "renewed": 0.0}, False),
+    ],
+    ids=["here and running", "here and dead", "elsewhere and renewed", "elsewhere and silent"],
+)
+def test_hold_of_a_dead_process_ends_by_itself(tmp_path, changes, alive):
+    if changes.get("pid", 0) is None:
+        changes = {"pid": dead_pid()}
+    written(tmp_path, **changes)
+    assert (holder(location(tmp_path)) is not None) == alive
+    if alive:
+        with pytest.raises(InputError, match="is being made"), holding(location(tmp_path)):
+            pass
+    else:
+        with holding(location(tmp_path)):
+            assert holder(location(tmp_path)).pid == os.getpid()
+
+
+def test_damaged_hold_is_nobodys(tmp_path):
+    (tmp_path / HOLD).write_text(json.dumps(written(tmp_path))[:20])
+    assert holder(location(tmp_path)) is None
+
+
+@pytest.mark.parametrize("dead_before", [False, True] * 5)
+def test_of_many_that_begin_at_once_one_holds(tmp_path, dead_before):
+    if dead_before:
+        written(tmp_path, pid=dead_pid())
+    inside, most, refused, lock = 0, 0, 0, threading.Lock()
+    ready = threading.Barrier(8)
+
+    def make():
+        nonlocal inside, most, refused
+        ready.wait()
+        try:
+            with holding(location(tmp_path)):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.05)
+                with lock:
+                    inside -= 1
+        except InputError:
+            with lock:
+                refused += 1
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert refused >= 1

@@ -1,0 +1,50 @@
+"""What the steps pictures, tokenizer and latents return. Imports nothing heavy."""
+
+import json
+from dataclasses import dataclass
+
+from upath import UPath
+
+from infra.result import Dataset, Report, Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesResult(Result):
+    """What was drawn."""
+
+    images: int
+    heldout_images: int
+    attribution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerResult(Result):
+    """A fitted tokenizer's size and quality."""
+
+    parameters: int
+    fit_steps: int
+    psnr_heldout_db: float | None = None
+    """Mean over held-out images, decoded from the posterior's means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsResult(Result):
+    """What a latent store holds, and how fast it was made."""
+
+    label: str
+    images: int
+    quarantined: int
+    bytes: int
+    latent_scale: float
+    classes: tuple[str, ...]
+    images_per_second: float | None = None
+    encoders_busy: float | None = None
+    """Share of the time that the encoders encoded."""
+
+    def report(self, path: UPath) -> Report:
+        """Return the numbers, and the store as a dataset of the run."""
+        profile = json.dumps({"images": self.images, "latent_scale": self.latent_scale})
+        data = Dataset(
+            name=f"latents-{self.label}", digest=path.name, source=str(path), profile=profile, context="training"
+        )
+        return Report(metrics=super().report(path).metrics, datasets=(data,))
