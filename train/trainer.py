@@ -1,5 +1,6 @@
 """Assembles Ray Train's TorchTrainer around the loop, and turns its last checkpoint into a model directory."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,9 +89,10 @@ def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.Tor
     )
 
 
-def _last_log(log: Path) -> dict[str, float]:
+def _last_log(log: Path) -> tuple[dict[str, float], float | None]:
+    """Return the terms of the last logged step, and the median of images a second."""
     lines = logged(log)
-    last = lines[-1] if lines else {}
-    rates = sorted(line["images_per_second"] for line in lines)
-    measured = {f"train_{name}": value for name, value in last.items() if name not in NOT_METRICS}
-    return {**measured, "train_images_per_second": rates[len(rates) // 2]} if rates else measured
+    if not lines:
+        return {}, None
+    last = {name: value for name, value in lines[-1].items() if name not in NOT_METRICS}
+    return last, statistics.median(line["images_per_second"] for line in lines)
