@@ -31,7 +31,9 @@ def chosen_run(command: str, words: list[str]) -> Run:
     """
     chosen = parse(Run(recipe=recipe_at(words[0])), words[1:], f"mar {command} {words[0]}")
     if unknown := set(chosen.again) - set(CODE):
-        raise InputError(f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}.")
+        raise InputError(
+            f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
+        )
     return chosen
 
 

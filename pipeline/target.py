@@ -47,4 +47,4 @@ def _recipe_in(text: str) -> str:
         tree = json.loads(text)
     except ValueError:
         return text
-    return json.dumps(tree["recipe"]) if isinstance(tree, dict) and "recipe" in tree and "measured" in tree else text
+    return json.dumps(tree["recipe"]) if isinstance(tree, dict) and "recipe" in tree and "result" in tree else text

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluate.config import Evaluate, Reference, Subject
+from evaluate.results import EvaluationResult
 from infra.artifact import Step
 from infra.cluster import Compute, check_tracking, tracking_uri
 from infra.console import say, stage
 from infra.errors import InputError
-from infra.fingerprint import canonical, fingerprint
+from infra.fingerprint import fingerprint
 from infra.storage import local_root, require_writable
+from pipeline.deciding import CODE
 from pipeline.flags import parse
 from pipeline.make import make_until
-from evaluate.results import EvaluationResult
-from pipeline.deciding import CODE
 from pipeline.record import record_step
 from pipeline.summary import say_distances
 from pipeline.target import is_recipe

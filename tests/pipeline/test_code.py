@@ -40,7 +40,7 @@ def reached(entries: list[str]) -> set[str]:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
-            todo += imported(path)
+            todo += () if path.name == "config.py" else imported(path)  # values: part of the identity themselves
     return {path.relative_to(ROOT).as_posix() for path in seen}
 
 
@@ -51,7 +51,7 @@ def test_step_names_every_file_that_it_imports_and_that_decides_numbers(step):
         set(digests(CODE["checkpoint"]) if step in ("evaluation", "sweep") else ()),
     )
     missing = reached(ENTRIES[step]) - named - before - set(digests(DECIDES_NOTHING))
-    assert not {name for name in missing if not name.endswith("/config.py")}  # values: part of the identity themselves
+    assert not {name for name in missing if not name.endswith("/config.py")}
     assert not named & set(digests(DECIDES_NOTHING))
 
 

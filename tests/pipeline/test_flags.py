@@ -13,7 +13,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.commands.import_ import Import
 from pipeline.flags import Unprefixed, parse
-from pipeline.make import Run, recipe_and_compute
+from pipeline.make import Run, chosen_run
 from pipeline.recipes import RECIPES, emoji_32
 from pipeline.target import is_path, recipe_at
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer
@@ -79,7 +79,7 @@ def test_impossible_kind_names_the_flag_as_typed_and_the_choices():
     ):
         parse(Order(), ["--shape_of.kind=squar"], "x")
     with pytest.raises(InputError, match=r"^--tokenizer kl17:/w: the kind must be one of kl16, .*fit.*'kl16'"):
-        recipe_and_compute("run", ["emoji-32", "--tokenizer", "kl17:/w"])
+        chosen_run("run", ["emoji-32", "--tokenizer", "kl17:/w"])
 
 
 def test_kind_of_one_class_alone_is_chosen_in_short_too():
@@ -99,19 +99,19 @@ def test_kind_of_a_flag_that_is_not_there_is_refused(words, capsys):
 
 def test_tokenizer_in_short_is_its_kind_and_path():
     short, long = (
-        recipe_and_compute("run", ["emoji-32", *words])[0].tokenizer
+        chosen_run("run", ["emoji-32", *words]).recipe.tokenizer
         for words in (
             ["--tokenizer", "kl16:/w/a:b.ckpt"],
             ["--tokenizer.kind", "kl16", "--tokenizer.path", "/w/a:b.ckpt"],
         )
     )
     assert short == long == PretrainedTokenizer(kind="kl16", path="/w/a:b.ckpt")
-    assert recipe_and_compute("run", ["imagenet-256-mar-b", "--tokenizer=fit"])[0].tokenizer == FitTokenizer()
+    assert chosen_run("run", ["imagenet-256-mar-b", "--tokenizer=fit"]).recipe.tokenizer == FitTokenizer()
 
 
 def test_unions_of_a_recipe_can_be_switched():
-    recipe, _ = recipe_and_compute("run", ["emoji-32", "--images.kind", "files", "--images.path", "/data"])
-    assert recipe == replace(emoji_32(), images=ImageFiles(path="/data"))
+    words = ["emoji-32", "--images.kind", "files", "--images.path", "/data"]
+    assert chosen_run("run", words).recipe == replace(emoji_32(), images=ImageFiles(path="/data"))
 
 
 def leaves(value, prefix=""):
@@ -130,8 +130,8 @@ def test_every_number_of_a_recipe_and_of_compute_is_a_flag(name):
     drawn = random.Random(name)
     for tree, prefix in ((RECIPES[name](), ""), (Compute(), "compute.")):
         for flag, value in drawn.sample(list(leaves(tree, prefix)), 3):
-            recipe, compute = recipe_and_compute("run", [name, f"--{flag}", str(value + 3)])
-            changed = dict(leaves(recipe if not prefix else compute, prefix))
+            chosen = chosen_run("run", [name, f"--{flag}", str(value + 3)])
+            changed = dict(leaves(chosen.compute if prefix else chosen.recipe, prefix))
             assert changed.pop(flag) == value + 3
             assert changed.items() <= dict(leaves(tree, prefix)).items()
 
@@ -150,7 +150,7 @@ def test_word_is_a_path_by_its_letters_alone(word, path, tmp_path, monkeypatch):
 def test_recipe_is_found_by_name_file_record_and_path_of_images(tmp_path):
     saved = canonical(emoji_32(), identity=False)
     (tmp_path / "recipe.json").write_text(json.dumps(saved))
-    (tmp_path / "artifact.json").write_text(json.dumps({"recipe": saved, "measured": {}, "step": "latents"}))
+    (tmp_path / "artifact.json").write_text(json.dumps({"recipe": saved, "result": {}, "step": "latents"}))
     assert recipe_at("emoji-32") == emoji_32()
     assert recipe_at(str(tmp_path / "recipe.json")) == recipe_at(str(tmp_path / "artifact.json")) == emoji_32()
     assert recipe_at("s3://bucket/images").images == ImageFiles(path="s3://bucket/images")
@@ -158,5 +158,10 @@ def test_recipe_is_found_by_name_file_record_and_path_of_images(tmp_path):
         recipe_at("recipe.json")
 
 
-def test_run_has_no_flags_but_the_recipes_and_computes():
-    assert {f.name for f in fields(Run)} == {"recipe", "compute"}
+def test_run_has_no_flags_but_the_recipes_and_computes_and_what_to_make_anew():
+    assert {f.name for f in fields(Run)} == {"recipe", "compute", "again"}
+
+
+def test_step_that_there_is_not_cannot_be_made_anew():
+    with pytest.raises(InputError, match=r"--again checkpoints: no such step\. Did you mean 'checkpoint'"):
+        chosen_run("run", ["emoji-32", "--again", "checkpoints"])
