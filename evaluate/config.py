@@ -20,11 +20,12 @@ class DiffusionSteps:
     """Diffusion steps of each autoregressive step: the step schedule. Equal ends make it constant."""
 
     first: int = 100
-    """In the first autoregressive step."""
+    """Diffusion steps in the first autoregressive step."""
     last: int = 100
-    """In the last one; fewer is faster, since late tokens are almost decided (DiSA, arXiv 2505.20297)."""
+    """Diffusion steps in the last one; fewer is faster, since late tokens are almost decided (DiSA, arXiv
+    2505.20297)."""
     shape: Literal["linear", "two-stage"] = "linear"
-    """linear from first to last, or two-stage: first in the first half, then last."""
+    """From first to last linearly, or two-stage: first in the first half, then last."""
 
     def at(self, step: int, ar_steps: int) -> int:
         """Return the diffusion steps of autoregressive step `step` (0-based)."""
@@ -46,19 +47,19 @@ class Sampling:
     ar_steps: int = 64
     """Autoregressive steps: rounds of revealing tokens."""
     diffusion_steps: DiffusionSteps = field(default_factory=DiffusionSteps)
-    """Diffusion steps in each of them."""
+    """Diffusion steps in each autoregressive step."""
     solver: Solver = "ancestral"
-    """How the head's process is run backwards."""
+    """Solver that runs the head's process backwards: ancestral is DDPM's."""
     max_timestep: int | None = None
     """Start the diffusion at this timestep (0..999) instead of 999; 950 lets few steps work."""
     temperature: float = 1.0
     """Scale of the noise in the diffusion steps."""
     cfg_scale: float = 1.0
-    """Classifier-free guidance; 1 is none, and costs half."""
+    """Scale of classifier-free guidance; 1 is none, and costs half."""
     cfg_schedule: Literal["linear", "constant"] = "linear"
-    """Guidance grows linearly with the share of revealed tokens, or is constant."""
+    """Guidance grows linearly with the share of revealed tokens, or stays constant."""
     order: Order = "random"
-    """Which tokens come first."""
+    """Order in which the tokens are generated."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast, with norms and the head's output in float32; the tokenizer decodes in float32."""
 
@@ -100,13 +101,13 @@ class Generate:
     """Which images are drawn from a model."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    """How."""
+    """How the images are drawn."""
     images: int = 50_000
-    """How many; class labels take turns, so classes are balanced."""
+    """Number of images; class labels take turns, so that classes are balanced."""
     seed: int = 0
-    """Image i of a seed is the same whatever the batch size or the workers."""
+    """Seed of the images; image i of a seed is the same whatever the batch size or the workers."""
     use_ema: bool = True
-    """Averaged weights, or the raw ones."""
+    """Draw with the averaged weights rather than the raw ones."""
     batch_size: int = where(default=64)
     """Images drawn at once, and the unit of work."""
 
@@ -116,7 +117,7 @@ class Features:
     """The network whose features are compared."""
 
     name: Literal["inception-v3-compat", "efficientnet-lite0"] = "inception-v3-compat"
-    """inception-v3-compat: FID's own; efficientnet-lite0: comes with the installation."""
+    """The network: inception-v3-compat is that of FID; efficientnet-lite0 comes with the installation."""
     weights: str = where(default="")
     """Path of weights-inception-2015-12-05-6726825d.pth; Lite0 needs none."""
 

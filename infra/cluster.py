@@ -27,7 +27,8 @@ class Stage:
     """What each worker of one stage gets."""
 
     workers: int = where(default=0)
-    """Processes; 0 takes one for each GPU of the cluster (or as many as share one), without GPUs a single one."""
+    """Processes of the stage; 0 takes one for each GPU of the cluster (or as many as share one), without GPUs a
+    single one."""
     gpus: float | None = where(default=None)
     """GPUs of each process; a fraction shares one, 0 uses processors, None takes one where the cluster has GPUs."""
     cpus: int = where(default=0)

@@ -19,7 +19,9 @@ class Run:
     """A recipe and where it runs. Every flag overrides what the recipe says."""
 
     recipe: Unprefixed[Recipe]
+    """What is made."""
     compute: Compute = field(default_factory=Compute)
+    """Where the steps are made, and where the results lie."""
     again: tuple[str, ...] = ()
     """Steps to make anew by the present code, and with them what follows from them."""
 

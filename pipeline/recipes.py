@@ -20,17 +20,17 @@ class Recipe:
     name: str
     """Label of what is made; names the registered model too."""
     images: Emoji | ImageFiles = field(default_factory=ImageFiles)
-    """The pictures."""
+    """Where the pictures come from, and which they are."""
     tokenizer: PretrainedTokenizer | FitTokenizer = field(default_factory=PretrainedTokenizer)
-    """What turns them into latents and back."""
+    """What turns pictures into latents and back."""
     tokenize: Tokenize = field(default_factory=Tokenize)
-    """How they are cropped and encoded."""
+    """How pictures are cropped and encoded."""
     train: Train = field(default_factory=Train)
     """The model and its training."""
     reference: Reference = field(default_factory=Reference)
     """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
-    """How it is measured."""
+    """How the trained model is measured."""
     tune: SamplingSweep = field(default_factory=SamplingSweep)
     """Which sampling settings are searched."""
 

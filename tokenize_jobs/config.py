@@ -12,9 +12,9 @@ class Tokenize:
     """How images become latents."""
 
     image_size: int = 256
-    """Pixels a side after the centre crop; the tokenizer's stride must divide it."""
+    """Pixels of a side after the centre crop; the tokenizer's stride must divide it."""
     batch_size: int = where(default=32)
-    """Images encoded at once."""
+    """Images that an encoder takes at once."""
     max_bad_fraction: float = 0.01
     """Fail, before publishing, when a larger share of the images had to be quarantined."""
 
@@ -40,7 +40,7 @@ class PretrainedTokenizer:
     """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; fitted: folder of one
     fitted before; pixels: no weights."""
     path: str = where(default="")
-    """File or folder of the weights."""
+    """File or folder of the tokenizer's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,9 @@ class FitTokenizer:
     """A small KL autoencoder, fitted on the images themselves."""
 
     kind: Literal["fit"] = "fit"
+    """A small KL autoencoder, fitted on the pictures themselves."""
     stride: int = 4
-    """Pixels a side of the image for one of the latents; even."""
+    """Pixels of the image to a latent, along each side; even."""
     channels: int = 16
     """Channels of the latents."""
     width: int = 32
@@ -59,13 +60,13 @@ class FitTokenizer:
     kl_weight: float = 3e-2
     """Weight of the KL divergence to a standard normal: more makes a decoder that forgives noisy samples."""
     train_steps: int = 600
-    """Gradient steps."""
+    """Gradient steps of the fit."""
     batch_size: int = 64
-    """Images in a step."""
+    """Images in each gradient step of the fit."""
     lr: float = 4e-3
-    """Peak learning rate; one cycle."""
+    """Peak learning rate of the fit, in one cycle."""
     seed: int = 0
-    """Of the initial weights, batches and posterior noise."""
+    """Seed of the initial weights, the batches and the posterior noise."""
 
     def check(self, image_size: int) -> None:
         """Raise InputError unless the stride is even and divides the image size."""

@@ -15,25 +15,25 @@ class Train:
     model: Architecture = field(default_factory=Architecture)
     """The network; what data and tokenizer decide of it is not chosen here."""
     train_steps: int = 250_000
-    """Gradient steps."""
+    """Gradient steps in all."""
     batch_size: int = 2048
-    """Images in a step, over all workers."""
+    """Images in each gradient step, over all workers."""
     lr: float = 8e-4
     """Peak learning rate; the published rule is 1e-4 x batch_size / 256."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up."""
+    """The learning rate after the warm-up: constant, or falling as a cosine to zero."""
     warmup_steps: int = 62_500
     """Steps of linear warm-up: 100 epochs of ImageNet in the published recipe."""
     weight_decay: float = 0.02
-    """On matrices of the trunk."""
+    """AdamW's weight decay; biases, norms and the head have none."""
     grad_clip: float = 3.0
     """Largest L2 norm of the gradient."""
     ema_decay: float = 0.9999
-    """Of the averaged weights, which sampling uses."""
+    """Decay of the averaged weights, which sampling uses, at each step."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast, with norms, the head's output and the loss in float32."""
     seed: int = 1
-    """Of initial weights, data order and draws."""
+    """Seed of the initial weights, the order of the data and all draws."""
     checkpoint_every: int = where(default=1000)
     """Steps between checkpoints: what a killed run loses at most."""
     log_every: int = where(default=20)

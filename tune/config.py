@@ -11,17 +11,17 @@ class SamplingSweep:
     """Every combination of these settings is one trial."""
 
     temperature: tuple[float, ...] = (0.95, 1.0, 1.05)
-    """Temperatures."""
+    """Temperatures to try."""
     cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0)
-    """Guidance scales."""
+    """Guidance scales to try."""
     ar_steps: tuple[int, ...] = (32, 64)
-    """Autoregressive steps."""
+    """Numbers of autoregressive steps to try."""
     step_schedules: tuple[tuple[int, int], ...] = ()
     """Diffusion steps in the first and the last autoregressive step; none keeps the evaluation's."""
     images: int = 10_000
-    """Images of each trial."""
+    """Images drawn in each trial."""
     seed: int = 0
-    """Of the images, the same for all trials."""
+    """Seed of the images, the same for all trials."""
 
     def settings(self, base: Sampling) -> list[Sampling]:
         """Return the sampling of each trial."""

@@ -32,7 +32,7 @@ class EvaluateModel:
     """Draw images from a model directory and measure their distance to real ones."""
 
     images: ImageFiles = field(default_factory=ImageFiles)
-    """The real images."""
+    """The real images that the model is measured against."""
     tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
     """The tokenizer that the model was trained with."""
     name: str = "imported"
@@ -40,9 +40,9 @@ class EvaluateModel:
     reference: Reference = field(default_factory=Reference)
     """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
-    """How it is measured."""
+    """How the model is measured."""
     compute: Compute = field(default_factory=Compute)
-    """Where it runs."""
+    """Where it is measured, and where the results lie."""
 
 
 def main(words: list[str]) -> None:

@@ -45,11 +45,11 @@ class Draw:
     """Which images to draw, and how."""
 
     classes: tuple[int, ...] = ()
-    """Class labels; none means the first ten."""
+    """Class labels to draw; none means the first ten."""
     per_class: int = 8
     """Images of each class."""
     seed: int = 0
-    """Image i of a seed is always the same."""
+    """Seed of the images; image i of a seed is always the same."""
     raw_weights: bool = False
     """Sample the raw weights instead of the averaged ones."""
     sampling: Sampling = field(default_factory=Sampling)

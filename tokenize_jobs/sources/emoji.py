@@ -37,14 +37,15 @@ class Emoji:
     """OpenMoji pictures on white."""
 
     kind: Literal["emoji"] = "emoji"
+    """OpenMoji pictures, drawn from their vector files."""
     classes: tuple[str, ...] = ("face", "person")
-    """Among face, person, hand, flag; the position is the label."""
+    """Classes among face, person, hand, flag; the position is the label."""
     skin_tones: bool = False
-    """People in every skin tone, or in the neutral yellow alone."""
+    """Draw people in every skin tone, or in the neutral yellow alone."""
     images_per_class: int = 0
     """Classes with fewer emoji are drawn several times, slightly turned and shifted; 0 draws each emoji once."""
     size: int = 32
-    """Pixels a side."""
+    """Pixels of a side of each picture."""
 
 
 def draw(config: Emoji, out: UPath) -> PicturesResult:

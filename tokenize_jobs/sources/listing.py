@@ -26,6 +26,7 @@ class ImageFiles:
     """The user's own labelled images."""
 
     kind: Literal["files"] = "files"
+    """Labelled image files of your own."""
     path: str = where(default="")
     """Folder of tar shards, of Parquet files, or of class folders; local, s3://, gs://, ..."""
     heldout_path: str = where(default="")

@@ -13,7 +13,7 @@ class Architecture:
     generation: Literal["masked", "random-causal", "raster-causal"] = "masked"
     """masked: MAR, bidirectional, many tokens a step; the causal ones generate one token a step (paper, Table 1)."""
     patch_size: int = 1
-    """Latents are grouped p x p into tokens."""
+    """Side p of the p x p latents that make a token."""
     buffer_size: int = 64
     """Rows holding the class vector in front of the tokens."""
     encoder_width: int = 768
@@ -29,9 +29,9 @@ class Architecture:
     decoder_heads: int = 12
     """Attention heads of the decoder (masked only)."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over the block's width."""
+    """Hidden width of a block's MLP, over the block's width."""
     dropout: float = 0.1
-    """In attention and after each projection, while training."""
+    """Share dropped in attention and after each projection while training."""
     label_drop: float = 0.1
     """Share of training images whose class is replaced by the null class: what guidance needs."""
     mask_ratio_min: float = 0.7

@@ -36,6 +36,7 @@ class DiffusionHead:
     """The paper's Diffusion Loss: a small diffusion model of each token."""
 
     kind: Literal["diffusion"] = "diffusion"
+    """The published Diffusion Loss: a small MLP that denoises one token at a time."""
     width: int = 1024
     """Channels of the head's MLP."""
     depth: int = 3
@@ -65,6 +66,7 @@ class FlowHead:
     """Flow matching on the MLP of the Diffusion Loss."""
 
     kind: Literal["flow"] = "flow"
+    """Flow matching on the same MLP."""
     width: int = 1024
     """Channels of the head's MLP."""
     depth: int = 3
@@ -97,6 +99,7 @@ class MixtureHead:
     """A mixture of diagonal Gaussians, as GIVT has it."""
 
     kind: Literal["mixture"] = "mixture"
+    """A mixture of Gaussians for each token (GIVT, arXiv 2312.02116)."""
     components: int = 16
     """Gaussians in the mixture of a token."""
 
