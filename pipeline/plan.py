@@ -4,7 +4,7 @@ pictures -> tokenizer -> latents -> reference -> checkpoint -> sweep -> evaluati
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from evaluate.config import Subject
 from evaluate.results import EvaluationResult, ReferenceResult
 from infra.artifact import Artifact, R, Step
 from infra.cluster import Compute, tracking_uri
-from infra.console import Progress
+from infra.console import Progress, stage
 from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
@@ -24,7 +24,8 @@ from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
-from tokenize_jobs.sources.listing import Listing, scan
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
+from tokenize_jobs.sources.listing import Images, scan, scan_images
 from train.models.config import Model
 from train.results import CheckpointResult
 from tune.results import SweepResult
@@ -36,12 +37,16 @@ OnLog = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Source:
-    """The recipe's images: what they are, and how to get their manifests once they exist."""
+    """The recipe's images: what they are, and how to list them once they exist."""
 
     inputs: Mapping[str, str]
+    """Identity of what the latents are made of."""
     classes: tuple[str, ...]
-    train: Callable[[], Listing]
-    heldout: Callable[[], Listing | None]
+    images: Callable[[], Images]
+    rule: Heldout = NONE_HELD
+    """What is held back of the images that the latents are made of."""
+    heldout: Mapping[str, str] = field(default_factory=dict)
+    """Identity of the held-out images."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Planner:
         )  # fmt: skip
         self._latents(source, weights)
         self._reference(source)
-        self._checkpoint()
+        self._checkpoint(source)
         subject = self._subject(weights)
         self._sweep(subject)
         self._evaluation(subject)
@@ -153,21 +158,17 @@ class Planner:
                 "pictures", images, {}, lambda out: draw(images, out), PicturesResult, version=2, label="emoji"
             )
             path = self._path("pictures")
-            inputs = {"pictures": step.fingerprint}
-            return Source(
-                inputs, images.classes, lambda: scan(str(path / "train")), lambda: scan(str(path / "heldout"))
-            )
-        manifest = scan(images.path, images.num_classes)
-        if images.heldout_path:
-            heldout = scan(images.heldout_path, len(manifest.classes))
-            return Source({"images": manifest.digest[:16]}, manifest.classes, lambda: manifest, lambda: heldout)
-        if len(manifest.shards) == 1:
-            return Source({"images": manifest.digest[:16]}, manifest.classes, lambda: manifest, lambda: None)
-        kept, last = manifest.shards[:-1], manifest.shards[-1:]
-        return Source(
-            {"images": f"{manifest.digest[:16]}, all shards but the last"}, manifest.classes,
-            lambda: replace(manifest, shards=kept), lambda: replace(manifest, shards=last),
-        )  # fmt: skip
+
+            def listed() -> Images:
+                train = scan(str(path / "train"))
+                return Images(train, scan(str(path / "heldout")), train, "")
+
+            return Source({"pictures": step.fingerprint}, images.classes, listed)
+        found = scan_images(images)
+        stage("pictures", found.told)
+        inputs, rule = {"images": found.all.digest[:16]}, found.train.heldout
+        given = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
+        return Source(inputs, found.all.classes, lambda: found, rule, given)
 
     def _weights(self, source: Source) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
@@ -178,11 +179,11 @@ class Planner:
         def make(out: UPath) -> TokenizerResult:
             from tokenize_jobs.job.fit_job import fit_tokenizer
 
-            return fit_tokenizer(config, source.train(), source.heldout(), size, out, self.compute)
+            return fit_tokenizer(config, source.images(), size, out, self.compute)
 
         step = self._add(
-            "tokenizer", {"fit": canonical(config), "image_size": size}, source.inputs, make, TokenizerResult,
-            version=2, label=f"fit-{size}",
+            "tokenizer", {"fit": canonical(config), "image_size": size}, {**source.inputs, **source.rule.identity}, make,
+            TokenizerResult, version=2, label=f"fit-{size}",
         )  # fmt: skip
         return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
 
@@ -190,13 +191,13 @@ class Planner:
         def make(out: UPath) -> LatentsResult:
             from tokenize_jobs.job.latents_job import tokenize
 
-            return tokenize(self.recipe.tokenize, weights, source.train(), out, self.compute)
+            return tokenize(self.recipe.tokenize, weights, source.images().all, out, self.compute)
 
         inputs = {**source.inputs, "tokenizer": weights.hash}
         label, root = self.recipe.tokenize.label(weights.kind), location(self.compute.latents or self.compute.out)
         self._add("latents", self.recipe.tokenize, inputs, make, LatentsResult, label=label, root=root)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, source: Source) -> None:
         latents = self._path("latents")
         progress = Progress("checkpoint", self.recipe.train.train_steps, "steps")
 
@@ -207,9 +208,10 @@ class Planner:
         def make(out: UPath) -> CheckpointResult:
             from train.trainer import train
 
-            return train(self.recipe.train, latents, out, self.compute, on_log)
+            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule)
 
-        self._add("checkpoint", self.recipe.train, self._inputs("latents"), make, CheckpointResult)
+        inputs = {**self._inputs("latents"), **source.rule.identity}
+        self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)
 
     def _subject(self, weights: TokenizerFile) -> Subject:
         return Subject(str(self._path("checkpoint")), weights, self.recipe.tokenize.image_size)
@@ -219,14 +221,16 @@ class Planner:
 
         def make(out: UPath) -> ReferenceResult:
             from evaluate.reference import make_reference
+            from tokenize_jobs.sources.samples import evenly
 
-            if (heldout := source.heldout()) is not None:
-                make_reference(config, heldout, size, out / HELDOUT, self.compute)
-            return make_reference(config, source.train(), size, out, self.compute)
+            images = source.images()
+            if images.heldout is not None and (not source.rule.share or len(evenly(images.heldout, size, 2)) == 2):
+                make_reference(config, images.heldout, size, out / HELDOUT, self.compute)
+            return make_reference(config, images.train, size, out, self.compute)
 
         self._add(
-            "reference", {"reference": canonical(config), "image_size": size}, source.inputs, make, ReferenceResult,
-            label=f"{config.features.name}-{size}",
+            "reference", {"reference": canonical(config), "image_size": size}, {**source.inputs, **source.heldout}, make,
+            ReferenceResult, label=f"{config.features.name}-{size}",
         )  # fmt: skip
 
     def _sweep(self, subject: Subject) -> None:

@@ -23,6 +23,8 @@ class TokenizerResult(Result):
 
     parameters: int
     fit_steps: int
+    fit_images: int
+    """Images it was fitted on."""
     psnr_heldout_db: float | None = None
     """Mean over held-out images, decoded from the posterior's means."""
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.follow import append
 from infra.seeding import stream
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
 from train.batches import one_ahead, step_input
 from train.checkpoint import load_progress, new_model, save_progress
@@ -32,6 +33,8 @@ class TrainJob:
     latents: str
     log: str
     cores: int
+    heldout: Heldout = NONE_HELD
+    """What is not trained on, of the images in `latents`."""
 
 
 def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.cores)
     device = ray.train.torch.get_device()
-    store = LatentStore(job.latents)
+    store = LatentStore(job.latents, heldout=job.heldout)
     model = new_model(job.model, config.seed).to(device)
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
     start = 0
@@ -73,7 +76,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
                 _report(done, rank, model, ema, optimization)
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
         return {"failed": str(error)}
-    return {"start": start}
+    return {"start": start, "images": len(store), "images_held_back": store.held_back}
 
 
 def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:

@@ -17,6 +17,10 @@ class CheckpointResult(Result):
     train_steps: int
     images_seen: int
     parameters: int
+    images: int
+    """Images of the store that were trained on."""
+    images_held_back: int
+    """Images of the store that were not."""
     last: Mapping[str, float]
     """Terms of the loss in the last logged step."""
     images_per_second: float | None = None

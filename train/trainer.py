@@ -14,6 +14,7 @@ from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
 from infra.follow import following, logged
 from infra.storage import read_json
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
 from train.checkpoint import ModelCard, load_progress, new_model, write_model
 from train.config import Train
@@ -25,9 +26,16 @@ RUN = "ray_train"
 
 
 def train(
-    config: Train, latents: UPath, out: UPath, compute: Compute, on_log: Callable[[dict[str, Any]], None]
+    config: Train,
+    latents: UPath,
+    out: UPath,
+    compute: Compute,
+    on_log: Callable[[dict[str, Any]], None],
+    heldout: Heldout = NONE_HELD,
 ) -> CheckpointResult:
     """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
+
+    Images of the store that `heldout` holds are not trained on.
 
     Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
     does not fit the latents, RuntimeError when training diverged.
@@ -43,7 +51,8 @@ def train(
         if not compute.train.workers:
             workers = replace(workers, count=_dividing(config.batch_size, workers.count))
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
-        result = _trainer(TrainJob(config, model, str(latents), str(log), workers.cpus), workers, out).fit()
+        job = TrainJob(config, model, str(latents), str(log), workers.cpus, heldout)
+        result = _trainer(job, workers, out).fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(
             f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps."
@@ -63,8 +72,9 @@ def train(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     last, rate = _last_log(log)
     return CheckpointResult(
-        train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate
-    )
+        train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,
+        images=result.return_value["images"], images_held_back=result.return_value["images_held_back"],
+    )  # fmt: skip
 
 
 def _dividing(batch_size: int, workers: int) -> int:

@@ -10,8 +10,9 @@ import pytest
 
 from infra.errors import InputError
 from infra.storage import location
+from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store.audit import describe, verify
-from tokenize_jobs.store.reader import LatentStore
+from tokenize_jobs.store.reader import LatentStore, _epoch_order
 from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
 
 LAYOUT = Layout(4, 3, 3, deterministic=False)
@@ -107,8 +108,6 @@ def test_batch_is_the_same_for_any_number_of_workers(store):
 
 def test_every_epoch_visits_every_image_once_in_another_order(store):
     opened = LatentStore(store)
-    from tokenize_jobs.store.reader import _epoch_order
-
     orders = [_epoch_order(0, epoch, len(opened)) for epoch in range(3)]
     assert all(np.array_equal(np.sort(order), np.arange(ROWS)) for order in orders)
     assert not np.array_equal(orders[0], orders[1])
@@ -141,6 +140,23 @@ def test_bytes_an_image_are_within_two_per_cent_of_the_payload_for_kl16_latents(
     )
     size = json.loads((tmp_path / "commits" / "a.json").read_text())["bytes"]
     assert size / (200 * 2 * layout.bytes) < 1.02
+
+
+def test_images_that_are_held_back_are_no_images_of_the_opened_store(store, moments):
+    rule = Heldout(0.2)
+    shards = ["a" if row < 700 else "b" for row in range(ROWS)]
+    kept = [row for row in range(ROWS) if not rule.holds(shards[row], f"k{row}")]
+    opened = LatentStore(store, heldout=rule)
+    assert len(opened) == len(kept)
+    assert opened.held_back == ROWS - len(kept) > 200
+    assert np.array_equal(opened.labels, np.array(kept) % 5)
+    assert np.array_equal(opened.moments(np.arange(len(kept)), np.zeros(len(kept), int)), moments[0, kept])
+    assert np.array_equal(opened.batch(0, range(9)).labels, np.array(kept)[_epoch_order(0, 0, len(kept))[:9]] % 5)
+
+
+def test_store_of_which_everything_is_held_back_is_refused(store):
+    with pytest.raises(InputError, match="all 1500 images are held back"):
+        LatentStore(store, heldout=Heldout(1 - 1e-9))
 
 
 def test_damage_is_found(store):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
 from upath import UPath
@@ -13,17 +12,15 @@ from infra.errors import InputError
 from infra.follow import append, following
 from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.results import TokenizerResult
-from tokenize_jobs.sources.listing import Listing
-from tokenize_jobs.sources.samples import cropped_images
+from tokenize_jobs.sources.listing import Images
+from tokenize_jobs.sources.samples import evenly
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 
 
-def fit_tokenizer(
-    config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: UPath, compute: Compute
-) -> TokenizerResult:
-    """Fit on the source's images and write the tokenizer below `out`; returns the reconstruction PSNRs in dB.
+def fit_tokenizer(config: FitTokenizer, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
+    """Fit on the images to train on and write the tokenizer below `out`; returns its size, and its PSNR on held-out ones.
 
     Raises InputError unless the stride is even and divides the image size.
     """
@@ -34,31 +31,24 @@ def fit_tokenizer(
         cpus, gpus = cluster.train.cpus, cluster.train.gpus
         job = _fit.options(num_cpus=cpus, num_gpus=gpus)
         with following(log, lambda line: progress.update(line["step"], f", PSNR {line['psnr']:.1f} dB")):
-            return ray.get(job.remote(config, images, heldout, size, str(out), cpus))
+            return ray.get(job.remote(config, images, size, str(out), cpus))
 
 
 @ray.remote(max_retries=2)
-def _fit(
-    config: FitTokenizer, images: Listing, heldout: Listing | None, size: int, out: str, cores: int
-) -> TokenizerResult:
+def _fit(config: FitTokenizer, images: Images, size: int, out: str, cores: int) -> TokenizerResult:
     torch.set_num_threads(cores)
 
     def report(step: int, psnr: float) -> None:
         if step % 50 == 0:
             append(Path(out) / "fit.jsonl", {"step": step, "psnr": psnr})
 
-    model = fit(config, _load(images, size), Path(out), report)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    quality = reconstruction_psnr(model, _load(heldout, size)) if heldout else None
-    return TokenizerResult(parameters=parameters, fit_steps=config.train_steps, psnr_heldout_db=quality)
-
-
-def _load(source: Listing, size: int) -> np.ndarray:
-    """Return images uint8 (N, size, size, 3), at most _MOST_IMAGES; bad ones are left out here and reported later."""
-    batches = (batch for shard in source.shards for batch in cropped_images(source, shard, size))
-    found: list[np.ndarray] = []
-    while sum(map(len, found)) < _MOST_IMAGES and (batch := next(batches, None)) is not None:
-        found.append(batch)
-    if not found:
-        raise InputError(f"image source {source.root}: holds no usable image")
-    return np.concatenate(found)[:_MOST_IMAGES]
+    found = evenly(images.train, size, _MOST_IMAGES)
+    if not len(found):
+        raise InputError(f"image source {images.train.root}: holds no usable image")
+    model = fit(config, found, Path(out), report)
+    heldout = evenly(images.heldout, size, _MOST_IMAGES) if images.heldout else found[:0]
+    return TokenizerResult(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        fit_steps=config.train_steps, fit_images=len(found),
+        psnr_heldout_db=reconstruction_psnr(model, heldout) if len(heldout) else None,
+    )  # fmt: skip

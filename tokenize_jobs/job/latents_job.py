@@ -25,7 +25,8 @@ from tokenize_jobs.job.committer import Committer
 from tokenize_jobs.job.encoder import PartEncoder
 from tokenize_jobs.job.parts import PartReader, Rates
 from tokenize_jobs.results import LatentsResult
-from tokenize_jobs.sources.listing import Listing, Shard
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.shard import Shard
 from tokenize_jobs.store.shards import Layout, committed, publish
 from tokenize_jobs.tokenizers import load
 

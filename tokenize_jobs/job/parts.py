@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from infra.storage import storage_errors
-from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources.listing import Listing, Shard
-from tokenize_jobs.sources.samples import read_shard
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import crop_shard
+from tokenize_jobs.sources.shard import Shard
 
 PART_IMAGES = 256
 
@@ -32,21 +32,16 @@ class PartReader:
 
     def _parts(self, shard: int) -> Iterator[dict[str, Any]]:
         part = _Part(shard, self.image_size)
-        for sample in read_shard(self.source, self.shards[part.shard]):
-            if sample.fault:
+        for sample in crop_shard(self.source, self.shards[shard], self.image_size):
+            if sample.pixels is None:
                 part.reject(sample.key, sample.fault)
-                continue
-            try:
-                pixels = centre_crop(decode(sample.content), self.image_size)
-            except BadImage as error:
-                part.reject(sample.key, str(error))
                 continue
             if len(part.keys) == PART_IMAGES:
                 yield part.row(last=False)
                 part = part.next()
             part.keys.append(sample.key)
             part.labels.append(sample.label)
-            part.images.append(pixels)
+            part.images.append(sample.pixels)
         yield part.row(last=True)
 
 

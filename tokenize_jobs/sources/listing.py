@@ -1,13 +1,13 @@
-"""Image sources: WebDataset tar shards, class folders or Parquet tables -> a manifest of their shards.
+"""Image sources: files in one of several layouts, and splits of them -> a listing of their shards.
 
-The manifest's digest covers classes, names and sizes, and a sample of the content (or the object store's checksum), so
+The listing's digest covers classes, names and sizes, and a sample of the content (or the object store's checksum), so
 it takes seconds on millions of files; a file changed in place without changing its size, middle only, is not noticed.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from upath import UPath
@@ -15,9 +15,15 @@ from upath import UPath
 from infra.errors import InputError
 from infra.fingerprint import where
 from infra.storage import is_local, location
+from tokenize_jobs.sources.folder import FOLDER
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
+from tokenize_jobs.sources.parquet import PARQUET
+from tokenize_jobs.sources.shard import Layout, Shard
+from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
+from tokenize_jobs.sources.webdataset import WEBDATASET
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FOLDER_SHARD_IMAGES = 1024
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (WEBDATASET, PARQUET, FOLDER)}
+"""In the order in which they are looked for: the first that any file is of is the source's."""
 _SAMPLE_BYTES = 65536
 
 
@@ -28,20 +34,17 @@ class ImageFiles:
     kind: Literal["files"] = "files"
     """Labelled image files of your own."""
     path: str = where(default="")
-    """Folder of tar shards, of Parquet files, or of class folders; local, s3://, gs://, ..."""
+    """Folder of tar shards, of Parquet files, or of class folders, also split into train and val; local, s3://, ..."""
     heldout_path: str = where(default="")
-    """The same for images never trained on: the floor of the evaluation. Without it, the last shard is kept back."""
+    """The same for images never trained on: the floor of the evaluation."""
+    split: str = ""
+    """Split to train on, of those that folders or file names tell of; empty takes train."""
+    heldout_split: str = ""
+    """Split never trained on; empty takes validation, or else test."""
+    heldout_share: float = 0.02
+    """Share of the images kept from training where there is no held-out path or split; 0 keeps none."""
     num_classes: int = 0
-    """Labels are 0..num_classes-1; 0 takes the number of class folders, or of classes.tsv's lines."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of reading, of committing and of loss: a tar file, a Parquet file, or a run of a folder's images."""
-
-    name: str
-    files: tuple[str, ...]
-    labels: tuple[int, ...] = ()
+    """Labels are 0..num_classes-1; 0 takes class folders, names in the table's metadata, or lines of classes.tsv."""
 
 
 @dataclass(frozen=True)
@@ -54,86 +57,186 @@ class Listing:
     classes: tuple[str, ...]
     digest: str
     total_bytes: int
+    heldout: Heldout = NONE_HELD
+    side: Literal["all", "train", "heldout"] = "all"
+    """Which samples reading gives: all, or those on one side of the rule `heldout`."""
+
+    def holds(self, shard: Shard, key: str) -> bool:
+        """Tell whether the sample `key` of `shard` is on this listing's side."""
+        return self.side == "all" or self.heldout.holds(shard.name, key) == (self.side == "heldout")
 
 
-def scan(path: str, num_classes: int = 0) -> Listing:
-    """Return the manifest of the images below `path`.
+@dataclass(frozen=True)
+class Images:
+    """A recipe's images, as sources to read."""
 
-    Raises InputError when the path is missing, unreadable or holds no images.
+    train: Listing
+    """What is trained on; `all` without what the rule holds back."""
+    heldout: Listing | None
+    """What is never trained on."""
+    all: Listing
+    """What the latents are made of."""
+    told: str
+    """What was recognised, in one line for a person."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a source that are in its layout, with what the filesystem knows of each, sorted by name."""
+
+    root: UPath
+    layout: Layout
+    infos: dict[str, Any]
+
+    def split(self, split: Split) -> "_Files":
+        """Return those of one split, relative to its folder."""
+        prefix = f"{split.folder}/" if split.folder else ""
+        root = self.root / split.folder if split.folder else self.root
+        infos = {name: self.infos[prefix + name] for name in split.files if self.layout.takes(name)}
+        return _Files(root, self.layout, infos)
+
+
+def scan(path: str, num_classes: int = 0, split: str = "") -> Listing:
+    """Return the listing of the images below `path`: of the split `split`, by default train, where there are splits.
+
+    Raises InputError when the path is missing, unreadable, holds no images or no such split.
     """
+    files = _find(path)
+    return _listing(_chosen(files, _splits(files), split), num_classes, above=files.root)
+
+
+def scan_heldout(path: str, train: Listing) -> Listing:
+    """Return the listing of held-out images below `path`, labelled by the classes of `train`.
+
+    Of splits the validation is taken, or else the test. Raises InputError as `scan` does, and for other classes.
+    """
+    files = _find(path)
+    splits = _splits(files)
+    found = _listing(_chosen(files, splits, _first_heldout(splits)), len(train.classes), above=files.root, like=train)
+    if (found.root, found.shards) == (train.root, train.shards):
+        raise InputError(f"image source {found.root}: the held-out images are those to train on; give others")
+    return found
+
+
+def scan_images(images: ImageFiles) -> Images:
+    """Return what to train on and what not, of the user's own images.
+
+    Raises InputError as `scan` does, for a share out of [0, 1), and when the two have other classes.
+    """
+    if not 0 <= images.heldout_share < 1:
+        raise InputError(f"--images.heldout-share {images.heldout_share}: a share is at least 0 and less than 1")
+    files = _find(images.path)
+    splits = _splits(files)
+    name = images.split or (TRAIN if splits else "")
+    train = _listing(_chosen(files, splits, name), images.num_classes, above=files.root)
+    told = f"{train.format}, {len(train.classes)} classes: {name} {_shards(train)}".replace(":  ", ": ")
+    held = images.heldout_split or _first_heldout(splits, but=name)
+    if images.heldout_path:
+        heldout = scan_heldout(images.heldout_path, train)
+        return Images(train, heldout, train, f"{told}; held out {_shards(heldout)} of {heldout.root}")
+    if held:
+        chosen = _chosen(files, splits, held)
+        heldout = _listing(chosen, len(train.classes), above=files.root, like=train)
+        unused = "".join(f"; unused {other}" for other in splits if other not in (name, held))
+        return Images(train, heldout, train, f"{told}; held out {held} {_shards(heldout)}{unused}")
+    if not images.heldout_share:
+        return Images(train, None, train, f"{told}; none held out")
+    ruled = replace(train, heldout=Heldout(images.heldout_share))
+    told += f"; held out a share of {images.heldout_share:g}, for no others are given"
+    return Images(replace(ruled, side="train"), replace(ruled, side="heldout"), train, told)
+
+
+def _shards(listing: Listing) -> str:
+    return f"{len(listing.shards)} shard{'s' * (len(listing.shards) != 1)}"
+
+
+def _splits(files: _Files) -> dict[str, Split]:
+    """Return the splits that hold images in the layout: a folder without class folders does not."""
+    found = find_splits(list(files.infos), by_name=files.layout is not FOLDER)
+    return {name: split for name, split in found.items() if files.split(split).infos}
+
+
+def _first_heldout(splits: Mapping[str, Split], but: str = "") -> str:
+    return next((name for name in HELDOUT if name in splits and name != but), "")
+
+
+def _chosen(files: _Files, splits: Mapping[str, Split], name: str) -> _Files:
+    if not splits and not name:
+        return files
+    name = name or TRAIN
+    if name not in splits:
+        there = f"there are {', '.join(splits)}" if splits else "none were recognised"
+        raise InputError(f"image source {files.root}: no split {name!r}; {there}. Choose with --images.split.")
+    return files.split(splits[name])
+
+
+def _find(path: str) -> _Files:
+    """Return all files below `path` that are in its layout."""
     root = location(path)
     try:
         if not root.is_dir():
             raise InputError(f"image source {root}: no such folder. Give a folder of .tar, .parquet or class folders.")
-        found = _find(root)
+        base = root.path.rstrip("/")
+        listed = {name[len(base) + 1 :]: info for name, info in sorted(root.fs.find(base, detail=True).items())}
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  fsspec filesystems raise their own exceptions
         raise InputError(f"image source {root}: cannot be read ({type(error).__name__}: {error})") from None
-    suffixes = {PurePosixPath(name).suffix.lower() for name, _ in found}
-    if ".tar" in suffixes:
-        kind, chosen = "webdataset", [(n, i) for n, i in found if n.endswith(".tar")]
-    elif ".parquet" in suffixes:
-        kind, chosen = "parquet", [(n, i) for n, i in found if n.endswith(".parquet")]
-    else:
-        kind, chosen = "folder", [(n, i) for n, i in found if "/" in n and n.lower().endswith(IMAGE_SUFFIXES)]
-    if not chosen:
-        raise InputError(f"image source {root}: holds no .tar, no .parquet and no class folders with images.")
-    classes = _class_names(root, kind, chosen, num_classes)
-    shards = _folder_shards(chosen, classes) if kind == "folder" else tuple(
-        Shard(name=name.rsplit(".", 1)[0].replace("/", "--"), files=(name,)) for name, _ in chosen
-    )  # fmt: skip
+    for layout in LAYOUTS.values():
+        if infos := {name: info for name, info in listed.items() if layout.takes(name)}:
+            return _Files(root, layout, infos)
+    raise InputError(f"image source {root}: holds no .tar, no .parquet and no class folders with images.")
+
+
+def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None = None) -> Listing:
+    names = list(files.infos)
+    classes = _classes(files, num_classes, above, like)
     return Listing(
-        format=kind, root=str(root), shards=shards, classes=classes,
-        digest=_digest(root, kind, chosen, classes), total_bytes=sum(int(info["size"] or 0) for _, info in chosen),
+        format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
+        shards=files.layout.shards(names, {name: label for label, name in enumerate(classes)}),
+        total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()),
     )  # fmt: skip
 
 
-def _find(root: UPath) -> list[tuple[str, dict[str, Any]]]:
-    """Return (relative name, info) of all files below `root`, sorted by name."""
-    base = root.path.rstrip("/")
-    listed = root.fs.find(base, detail=True)
-    return sorted((name[len(base) + 1 :], info) for name, info in listed.items())
+def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None) -> tuple[str, ...]:
+    """Return the classes that the files tell of, those of classes.tsv (index, name...), or numbers; or those of `like`.
+
+    Raises InputError when there are none, not as many as `num_classes`, or one that `like` has not.
+    """
+    names = files.layout.classes(files.root, list(files.infos)) or _table(files.root) or _table(above)
+    if like is not None:
+        more = sorted(set(names) - set(like.classes))
+        if more or (names != like.classes and names and files.layout is not FOLDER):
+            raise InputError(
+                f"image source {files.root}: its classes are not those of {like.root}, which is trained on"
+                + (f": there is no {more[0]!r}" if more else ": their order differs")
+            )
+        return like.classes
+    if not names and not num_classes:
+        raise InputError(
+            f"image source {files.root}: how many classes? Give num_classes, or put classes.tsv beside the shards."
+        )
+    if names and num_classes and num_classes != len(names):
+        raise InputError(
+            f"image source {files.root}: num_classes is {num_classes}, but {len(names)} classes were found."
+        )
+    return names or tuple(map(str, range(num_classes)))
 
 
-def _digest(root: UPath, kind: str, files: list[tuple[str, dict[str, Any]]], classes: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(json.dumps([kind, classes]).encode())
-    for name, info in files:
+def _table(folder: UPath) -> tuple[str, ...]:
+    table = folder / "classes.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines() if line.strip()] if table.exists() else []
+    return tuple(row[-1] for row in rows if row[0].isdigit())
+
+
+def _digest(files: _Files, classes: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps([files.layout.name, classes]).encode())
+    for name, info in files.infos.items():
         checksum = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")
         digest.update(json.dumps([name, info["size"], checksum]).encode())
-        if not checksum and kind != "folder" and is_local(root):
-            with (root / name).open("rb") as file:
+        if not checksum and files.layout is not FOLDER and is_local(files.root):
+            with (files.root / name).open("rb") as file:
                 digest.update(file.read(_SAMPLE_BYTES))
                 file.seek(max(0, int(info["size"]) - _SAMPLE_BYTES))
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _class_names(root: UPath, kind: str, files: list[tuple[str, Any]], num_classes: int) -> tuple[str, ...]:
-    """Return class names: the folders', those of classes.tsv (index, name...), or numbers."""
-    table = root / "classes.tsv"
-    if kind == "folder":
-        names = tuple(sorted({name.split("/")[0] for name, _ in files}))
-    elif table.exists():
-        rows = [line.split("\t") for line in table.read_text().splitlines() if line.strip()]
-        names = tuple(row[-1] for row in rows if row[0].isdigit())
-    elif num_classes:
-        names = tuple(str(index) for index in range(num_classes))
-    else:
-        raise InputError(
-            f"image source {root}: how many classes? Give num_classes, or put classes.tsv beside the shards."
-        )
-    if num_classes and num_classes != len(names):
-        raise InputError(f"image source {root}: num_classes is {num_classes}, but {len(names)} classes were found.")
-    return names
-
-
-def _folder_shards(files: list[tuple[str, Any]], classes: tuple[str, ...]) -> tuple[Shard, ...]:
-    """Group a folder's images into shards that mix classes, by a stride over the sorted names."""
-    index = {name: label for label, name in enumerate(classes)}
-    count = -(-len(files) // _FOLDER_SHARD_IMAGES)
-    shards = []
-    for number in range(count):
-        names = tuple(name for name, _ in files[number::count])
-        shards.append(Shard(f"folder-{number:06d}", names, tuple(index[name.split("/")[0]] for name in names)))
-    return tuple(shards)

@@ -1,7 +1,8 @@
 """Reads the latent store for training: random order by (seed, epoch), any number of workers, any position.
 
 Position p of a run is image order(epoch)[p % N] of epoch p // N. Flip and posterior noise are drawn from the
-stream of (seed, p), so a batch depends on its step alone. Local shards are mapped into memory; of shards on an
+stream of (seed, p), so a batch depends on its step alone. Images that a rule holds back are no images of the opened
+store: they are left out here, the files hold all. Local shards are mapped into memory; of shards on an
 object store the rows are fetched that a batch asks for (`remote_rows.py`).
 """
 
@@ -19,6 +20,7 @@ from upath import UPath
 from infra.errors import InputError
 from infra.seeding import stream
 from infra.storage import is_local, location, read_json
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.remote_rows import RemoteRows, fetch
 from tokenize_jobs.store.shards import MANIFEST, Layout, to_moments
 
@@ -39,8 +41,11 @@ class Batch:
 class LatentStore:
     """A published latent store, opened for reading."""
 
-    def __init__(self, root: str | UPath, cache: Path | None = None) -> None:
-        """Open the store at `root`; raises InputError when it has no manifest or a shard is damaged."""
+    def __init__(self, root: str | UPath, cache: Path | None = None, heldout: Heldout = NONE_HELD) -> None:
+        """Open the store at `root` without the images that `heldout` holds.
+
+        Raises InputError when it has no manifest, a shard is damaged, or every image is held back.
+        """
         self.root = location(root) if isinstance(root, str) else root
         try:
             self.manifest: dict[str, Any] = read_json(self.root / MANIFEST)
@@ -50,11 +55,20 @@ class LatentStore:
         self.latent_scale: float = self.manifest["latent_scale"]
         cache = cache or Path(tempfile.gettempdir()) / "mar-latents"
         with ThreadPoolExecutor(_OPENING) as pool:
-            opened = pool.map(lambda shard: _row_groups(self.root, shard, self.layout, cache), self.manifest["shards"])
+            shards = self.manifest["shards"]
+            opened = pool.map(lambda shard: _row_groups(self.root, shard, self.layout, cache, heldout), shards)
             groups = [group for shard_groups in opened for group in shard_groups]
         self._moments = [(group.moments, group.moments_flip) for group in groups]
         self._starts = np.cumsum([0, *(len(group.labels) for group in groups)])
-        self.labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
+        labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
+        self._rows = np.flatnonzero(~np.concatenate([group.is_held for group in groups]))
+        self.labels = labels[self._rows]
+        self.held_back = len(labels) - len(self.labels)
+        """Images left out."""
+        if not len(self.labels):
+            raise InputError(
+                f"latents {self.root}: all {len(labels)} images are held back; lower --images.heldout-share"
+            )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -63,8 +77,9 @@ class LatentStore:
     def moments(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """Return moments float16 (B, 2C or C, h, w) of the images `indices` (B,), mirrored where `flips` (B,)."""
         out = np.empty((len(indices), *self.layout.shape), np.float16)
-        groups = np.searchsorted(self._starts, indices, side="right") - 1
-        rows = indices - self._starts[groups]
+        stored = self._rows[indices]
+        groups = np.searchsorted(self._starts, stored, side="right") - 1
+        rows = stored - self._starts[groups]
         columns = [self._moments[group][flip] for group, flip in zip(groups.tolist(), flips.tolist(), strict=True)]
         wanted = list(zip(columns, rows.tolist(), strict=True))
         fetch((column, row) for column, row in wanted if isinstance(column, RemoteRows))
@@ -94,11 +109,12 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _RowGroup:
     labels: np.ndarray
+    is_held: np.ndarray
     moments: np.ndarray | RemoteRows
     moments_flip: np.ndarray | RemoteRows
 
 
-def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path) -> list[_RowGroup]:
+def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path, heldout: Heldout) -> list[_RowGroup]:
     """Open a shard: labels read, moments mapped or to be fetched, each one plain page of fixed-size values."""
     path = root / "shards" / f"{shard['name']}.parquet"
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
@@ -120,8 +136,10 @@ def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path)
                 else:
                     kept = cache / f"{shard['sha256'][:16]}.{number}.{name}"
                     columns.append(RemoteRows(path, offset, meta.num_rows, layout, kept))
-            labels = file.read_row_group(number, ["label"])["label"].to_numpy()
-            groups.append(_RowGroup(labels, *columns))
+            table = file.read_row_group(number, ["key", "label"] if heldout.share else ["label"])
+            keys = table["key"].to_pylist() if heldout.share else []
+            is_held = np.array([heldout.holds(shard["name"], key) for key in keys] or [False] * meta.num_rows, bool)
+            groups.append(_RowGroup(table["label"].to_numpy(), is_held, *columns))
     return groups
 
 

@@ -6,6 +6,7 @@ Progress is saved every few hundred steps, so a killed fit goes on where it was.
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,10 @@ _SAVE_EVERY = 200
 
 
 def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallKL:
-    """Fit on images uint8 (N, H, W, 3), writing the tokenizer below `out`; `report` gets step and PSNR in dB."""
+    """Fit on images uint8 (N, H, W, 3), writing the tokenizer below `out`; returns it on the CPU.
+
+    `report` gets each step's number and the PSNR in dB of its batch.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     model = SmallKL(Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth))
@@ -71,8 +75,18 @@ def reconstruction_psnr(model: SmallKL, images: np.ndarray) -> float:
 
 def _save(out: Path, step: int, *parts: object) -> None:
     buffer = io.BytesIO()
-    torch.save({"step": step, "parts": [part.state_dict() for part in parts]}, buffer)  # type: ignore[attr-defined]
+    states = [_on_cpu(part.state_dict()) for part in parts]  # type: ignore[attr-defined]
+    torch.save({"step": step, "parts": states}, buffer)
     write_atomic(out / "progress.pt", buffer.getvalue())
+
+
+def _on_cpu(state: Any) -> Any:  # noqa: ANN401  a tree of dicts and lists with tensors in it
+    """Return the state with its tensors on the CPU, so that a machine without a GPU can go on."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 def _resume(out: Path, *parts: object) -> int:
@@ -80,7 +94,7 @@ def _resume(out: Path, *parts: object) -> int:
     path = out / "progress.pt"
     if not path.exists():
         return 0
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     for part, state in zip(parts, saved["parts"], strict=True):
         part.load_state_dict(state)  # type: ignore[attr-defined]
     return saved["step"]

@@ -1,0 +1,36 @@
+"""Class folders, CLASS/NAME.jpg: the folders are the classes, in sorted order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from upath import UPath
+
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants
+
+_SHARD_IMAGES = 1024
+
+
+def _takes(name: str) -> bool:
+    return "/" in name and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
+    return tuple(sorted({name.split("/")[0] for name in files}))
+
+
+def _shards(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:
+    """Group the images into shards that mix classes, by a stride over the sorted names."""
+    count = -(-len(files) // _SHARD_IMAGES)
+    shards = []
+    for number in range(count):
+        names = tuple(files[number::count])
+        shards.append(Shard(f"folder-{number:06d}", names, tuple(labels[name.split("/")[0]] for name in names)))
+    return tuple(shards)
+
+
+def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+    for name, label in zip(shard.files, shard.labels, strict=True):
+        if wants(name):
+            yield Sample(name, (root / name).read_bytes(), label)
+
+
+FOLDER = Layout("folder", _takes, _classes, _shards, _read)

@@ -1,0 +1,73 @@
+"""Parquet tables with columns `image` (bytes, or a struct with bytes, as Hugging Face stores them) and `label`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from upath import UPath
+
+from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
+
+_BATCH_ROWS = 64
+
+
+def _takes(name: str) -> bool:
+    return name.endswith(".parquet")
+
+
+def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of Hugging Face's ClassLabel, which its library writes into the schema's metadata."""
+    import pyarrow.parquet as pq  # takes a while, and a cached answer about other layouts needs none
+
+    try:
+        with (root / files[0]).open("rb") as file:
+            metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a table that says nothing of them, or is damaged
+        _raise_if_of_storage(error)
+        return ()
+    return tuple(map(str, names))
+
+
+def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+    import pyarrow.parquet as pq
+
+    with (root / shard.files[0]).open("rb") as file:
+        try:
+            table = pq.ParquetFile(file)
+            missing = {"image", "label"} - set(table.schema_arrow.names)
+            if missing:
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+        except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+            _raise_if_of_storage(error)
+            yield Sample(shard.name, fault=f"not a Parquet table of images: {error}"[:200])
+            return
+        first = 0
+        for group in range(table.num_row_groups):
+            row = first
+            try:
+                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["image", "label"]):
+                    for value in batch.to_pylist():
+                        if wants(key := f"{row:06d}"):
+                            yield _sample(key, value["image"], value["label"])
+                        row += 1
+            except (OSError, ValueError) as error:
+                _raise_if_of_storage(error)
+                yield Sample(f"{row:06d}...", fault=f"the row group cannot be read from here on: {error}"[:200])
+            first += table.metadata.row_group(group).num_rows
+
+
+def _sample(key: str, image: Any, label: Any) -> Sample:  # noqa: ANN401
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
+        return Sample(key, fault="no image bytes")
+    return Sample(key, content, label if isinstance(label, int) else -1)
+
+
+def _raise_if_of_storage(error: Exception) -> None:
+    """Raise what a file system said, which has a number: what it could not read is not bad, and must not be lost."""
+    if getattr(error, "errno", None) is not None:
+        raise error
+
+
+PARQUET = Layout("parquet", _takes, _classes, shard_a_file, _read)

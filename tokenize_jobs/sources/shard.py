@@ -1,0 +1,51 @@
+"""What a source is made of: shards of samples, in one of the layouts that have a file each here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from upath import UPath
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+Wants = Callable[[str], bool]
+"""Tells by its key whether a sample is asked for: others need not be read."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of reading, of committing and of loss: a tar file, a Parquet file, or a run of a folder's images."""
+
+    name: str
+    files: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as it lies in its shard; `fault` says why it cannot be used."""
+
+    key: str
+    content: bytes = b""
+    label: int = -1
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which images and labels lie in files."""
+
+    name: Literal["webdataset", "parquet", "folder"]
+    takes: Callable[[str], bool]
+    """Tells by its name, relative to the root, whether a file holds images in this layout."""
+    classes: Callable[[UPath, Sequence[str]], tuple[str, ...]]
+    """(root, files) -> names of the classes, as far as the files tell them."""
+    shards: Callable[[Sequence[str], Mapping[str, int]], tuple[Shard, ...]]
+    """(files, label of each class name) -> shards."""
+    read: Callable[[UPath, Shard, Wants], Iterator[Sample]]
+    """Yield the samples of a shard that are wanted, and every fault; raise what the storage raises."""
+
+
+def shard_a_file(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
+    """Return a shard for each file, named after it."""
+    return tuple(Shard(name.rsplit(".", 1)[0].replace("/", "--"), (name,)) for name in files)

@@ -1,0 +1,87 @@
+"""WebDataset tars: members of a sample follow each other and share the name up to the first dot.
+
+Only image, .cls and .json members are read; nothing is unpickled and nothing is written to disk.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from upath import UPath
+
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants, shard_a_file
+from tokenize_jobs.sources.tar import Damage, Member, walk
+
+
+def _takes(name: str) -> bool:
+    return name.endswith(".tar")
+
+
+def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
+    return ()
+
+
+def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+    def is_read(name: str) -> bool:
+        key, suffix = _split(name)
+        return suffix in (*IMAGE_SUFFIXES, ".cls", ".json") and wants(key)
+
+    with (root / shard.files[0]).open("rb") as file:
+        for key, members, damage in _groups(file, is_read):
+            if key is not None and wants(key):
+                yield _assemble(key, members)
+            for reason in damage:
+                yield Sample(f"{key or ''}...", fault=reason)
+
+
+def _groups(
+    file: BinaryIO, is_read: Callable[[str], bool]
+) -> Iterator[tuple[str | None, dict[str, Member], list[str]]]:
+    """Yield (key, members that are read by suffix, damage in it or right after it) of each sample."""
+    key, members, damage = None, dict[str, Member](), list[str]()
+    for member in walk(file, is_read):
+        if isinstance(member, Damage):
+            damage.append(member.reason)
+            continue
+        name, suffix = _split(member.name)
+        if name != key:
+            yield key, members, damage
+            key, members, damage = name, {}, []
+        if is_read(member.name):
+            members[suffix] = member
+    yield key, members, damage
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return a member's key and its lower-case suffix, which begins at the first dot of the file name."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), f".{suffix.lower()}"
+
+
+def _assemble(key: str, members: dict[str, Member]) -> Sample:
+    if key.startswith("/") or ".." in PurePosixPath(key).parts:
+        return Sample(key, fault="unsafe path in the tar")
+    for suffix, member in members.items():
+        if member.fault:
+            return Sample(key, fault=f"{suffix} member is damaged: {member.fault}")
+    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if image is None:
+        return Sample(key, fault="no image")
+    return Sample(key, image.content or b"", _label(members))
+
+
+def _label(members: dict[str, Member]) -> int:
+    """Return the class in .cls, or in the field 'label' of .json, or -1."""
+    try:
+        if ".cls" in members:
+            value = int(members[".cls"].content or b"")
+        else:
+            value = json.loads(members[".json"].content or b"")["label"]
+    except (KeyError, ValueError, TypeError):
+        return -1
+    return value if isinstance(value, int) else -1
+
+
+WEBDATASET = Layout("webdataset", _takes, _classes, shard_a_file, _read)
