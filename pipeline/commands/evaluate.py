@@ -4,7 +4,7 @@ mar evaluate ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/tra
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evaluate.config import Evaluate, Reference, Subject
@@ -23,7 +23,7 @@ from pipeline.summary import say_distances
 from pipeline.target import is_recipe
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.sources.listing import ImageFiles, scan
+from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from train.checkpoint import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, read_card
 
 
@@ -57,8 +57,9 @@ def evaluate_model(folder: Path, own: EvaluateModel) -> None:
     """Measure the model, or say that it was measured; the evaluation is recorded in MLflow."""
     card = read_card(folder)
     weights = tokenizers.find(own.tokenizer.kind, own.tokenizer.path)
-    real = scan(own.images.path, card.model.num_classes)
-    heldout = scan(own.images.heldout_path, card.model.num_classes) if own.images.heldout_path else None
+    # whatever the model was trained on, it was not a share of these
+    images = scan_images(replace(own.images, num_classes=card.model.num_classes, heldout_share=0))
+    real, heldout = images.train, images.heldout
     subject = Subject(str(folder.absolute()), weights, _image_size(card, weights))
 
     def make(out):  # noqa: ANN001

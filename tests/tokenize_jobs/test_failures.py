@@ -59,7 +59,6 @@ class Job:
     def __init__(self, source: Path, out: Path, address: str, encoders: int = 2) -> None:
         command = [
             sys.executable, "-m", "pipeline", "tokenize", str(source), "--images.num-classes", "1",
-            "--images.heldout-path", str(source),  # given, none of the shards is kept back
             "--tokenizer", f"fitted:{source.parent / 'tokenizer'}", "--tokenize.image-size", "64",
             "--compute.latents", str(out), "--compute.out", f"{out}-runs",
             "--compute.encode.workers", str(encoders), "--compute.address", address,

@@ -58,7 +58,7 @@ def s3(tmp_path_factory, free_port):
 
 def arguments(out):
     source = "s3://images/source"
-    words = f"tokenize {source} --images.heldout-path {source} --images.num-classes 2 --tokenizer pixels"
+    words = f"tokenize {source} --images.num-classes 2 --tokenizer pixels"
     return (
         *words.split(),
         "--tokenize.image-size",
@@ -150,7 +150,7 @@ def test_bucket_that_goes_away_is_an_error_and_the_rerun_goes_on(s3, network, ma
         members = [(f"{shard}-{i}.{s}", c) for i, png in enumerate(pictures) for s, c in (("png", png), ("cls", b"0"))]
         write_tar(tmp_path / f"s{shard}.tar", members)
     SmallKL(Shape(stride=4, channels=4, width=64, depth=2)).write(tmp_path / "tokenizer")
-    words = f"tokenize {tmp_path} --images.num-classes 1 --images.heldout-path {tmp_path} --tokenize.image-size 64"
+    words = f"tokenize {tmp_path} --images.num-classes 1 --tokenize.image-size 64"
     tokenizer, out = f"fitted:{tmp_path / 'tokenizer'}", str(tmp_path / "out")
     command = [
         *words.split(),
