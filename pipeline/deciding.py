@@ -1,7 +1,12 @@
 """Which code decides the numbers of each step: what a record keeps the digests of."""
 
-_STORE = ("tokenize_jobs/store", "infra/seeding.py")
-_SAMPLES = ("tokenize_jobs/sources/samples.py", "tokenize_jobs/sources/crop.py", "tokenize_jobs/sources/listing.py")
+_STORE = ("tokenize_jobs/store", "tokenize_jobs/sources/heldout.py", "infra/seeding.py")
+_SAMPLES = tuple(
+    f"tokenize_jobs/sources/{name}.py"
+    for name in (
+        "crop", "folder", "heldout", "listing", "parquet", "samples", "shard", "splits", "tar", "webdataset",
+    )
+)  # fmt: skip
 _MODELS = ("train/models", "train/checkpoint.py")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", "tokenize_jobs/tokenizers", "infra/seeding.py")
 _FEATURES = (

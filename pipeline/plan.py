@@ -182,8 +182,8 @@ class Planner:
             return fit_tokenizer(config, source.images(), size, out, self.compute)
 
         step = self._add(
-            "tokenizer", {"fit": canonical(config), "image_size": size}, {**source.inputs, **source.rule.identity}, make,
-            TokenizerResult, version=2, label=f"fit-{size}",
+            "tokenizer", {"fit": canonical(config), "image_size": size},
+            {**source.inputs, **source.rule.identity}, make, TokenizerResult, version=2, label=f"fit-{size}",
         )  # fmt: skip
         return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
 
@@ -229,8 +229,8 @@ class Planner:
             return make_reference(config, images.train, size, out, self.compute)
 
         self._add(
-            "reference", {"reference": canonical(config), "image_size": size}, {**source.inputs, **source.heldout}, make,
-            ReferenceResult, label=f"{config.features.name}-{size}",
+            "reference", {"reference": canonical(config), "image_size": size},
+            {**source.inputs, **source.heldout}, make, ReferenceResult, label=f"{config.features.name}-{size}",
         )  # fmt: skip
 
     def _sweep(self, subject: Subject) -> None:

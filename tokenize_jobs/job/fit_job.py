@@ -20,7 +20,7 @@ _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 
 
 def fit_tokenizer(config: FitTokenizer, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
-    """Fit on the images to train on and write the tokenizer below `out`; returns its size, and its PSNR on held-out ones.
+    """Fit on the images to train on and write the tokenizer below `out`; its quality is that on held-out images.
 
     Raises InputError unless the stride is even and divides the image size.
     """
