@@ -20,7 +20,8 @@ from infra.cluster import Compute
 from infra.console import stage
 from infra.errors import InputError
 from infra.storage import location
-from train.checkpoint import ModelCard, read_card, untrained_directory
+from train.card import ModelCard, read_card
+from train.checkpoint import untrained_directory
 from train.config import Train
 
 

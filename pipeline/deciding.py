@@ -7,7 +7,7 @@ _SAMPLES = tuple(
         "crop", "folder", "heldout", "listing", "parquet", "samples", "shard", "splits", "tar", "webdataset",
     )
 )  # fmt: skip
-_MODELS = ("train/models", "train/checkpoint.py")
+_MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", "tokenize_jobs/tokenizers", "infra/seeding.py")
 _FEATURES = (
     *_SAMPLES, "evaluate/features.py", "evaluate/in_order.py", "evaluate/metrics", "evaluate/conditions.py",

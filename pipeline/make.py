@@ -1,5 +1,6 @@
 """The commands that make steps: a recipe with its flags, made up to a step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from pipeline.recipes import Recipe
 from pipeline.target import recipe_at
 
 if TYPE_CHECKING:
-    from pipeline.plan import Finished
+    from pipeline.steps import Finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,12 @@ class Run:
     """Steps to make anew by the present code, and with them what follows from them."""
 
 
-def chosen_run(command: str, words: list[str]) -> Run:
-    """Return the recipe that the first word names with its overrides, where to run it, and what to make anew.
+def chosen_run(command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at) -> Run:
+    """Return the `recipe` of the first word with its overrides, where to run it, and what to make anew.
 
     Raises InputError for a step that there is not.
     """
-    chosen = parse(Run(recipe=recipe_at(words[0])), words[1:], f"mar {command} {words[0]}")
+    chosen = parse(Run(recipe=recipe(words[0])), words[1:], f"mar {command} {words[0]}")
     if unknown := set(chosen.again) - set(CODE):
         raise InputError(
             f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
@@ -39,9 +40,11 @@ def chosen_run(command: str, words: list[str]) -> Run:
     return chosen
 
 
-def make_until(last: str, command: str, words: list[str]) -> "dict[str, Finished]":
-    """Make the recipe's steps up to `last`; returns them by name."""
-    chosen = chosen_run(command, words)
+def make_until(
+    last: str, command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at
+) -> "dict[str, Finished]":
+    """Make the steps up to `last` of the `recipe` of the first word; returns them by name."""
+    chosen = chosen_run(command, words, recipe)
     from pipeline.run import run
 
     return run(chosen.recipe, chosen.compute, last, chosen.again)

@@ -12,22 +12,24 @@ from upath import UPath
 
 from evaluate.config import Subject
 from evaluate.results import EvaluationResult, ReferenceResult
-from infra.artifact import Artifact, R, Step
+from infra.artifact import R, Step
 from infra.cluster import Compute, tracking_uri
 from infra.console import Progress, stage
-from infra.fingerprint import canonical, fingerprint
+from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
+from pipeline.steps import Plan, run_identity
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
-from tokenize_jobs.sources.listing import Images, scan, scan_images
-from train.models.config import Model
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
+from train.card import ModelCard, content_digest, read_card
 from train.results import CheckpointResult
+from tune.config import NoSweep, SamplingSweep
 from tune.results import SweepResult
 
 HELDOUT = "heldout"
@@ -49,57 +51,6 @@ class Source:
     """Identity of the held-out images."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A step's artifact, and whether it was there before."""
-
-    artifact: Artifact
-    was_cached: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The steps of a recipe in order, by name."""
-
-    recipe: Recipe
-    root: UPath
-    steps: Mapping[str, Step]
-    tokenizer: TokenizerFile
-    model: Model
-    """The recipe's architecture on its data: classes and the shape of the latents follow from images and tokenizer."""
-
-    @property
-    def identity(self) -> str:
-        """Identity of the recipe's run in MLflow: of all steps that do not depend on the server."""
-        return run_identity(self.steps)
-
-    def until(self, last: str) -> list[Step]:
-        """Return the steps up to and including `last`."""
-        names = list(self.steps)
-        return [self.steps[name] for name in names[: names.index(last) + 1]]
-
-    def check(self, pending: Collection[str], workers: int) -> None:
-        """Raise InputError for what the steps `pending` would refuse, before days of training."""
-        recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
-        if "checkpoint" in pending:
-            recipe.train.check(self.model.latent_size)
-            recipe.train.check_workers(workers)
-        if {"reference", "sweep", "evaluation"} & set(pending):
-            recipe.reference.features.check()
-        settings = recipe.tune.settings(base) if "sweep" in pending else [base] if "evaluation" in pending else []
-        for sampling in settings:
-            sampling.check(self.model, self.model.num_tokens)
-
-    def path(self, name: str) -> UPath:
-        """Return where the artifact of a step is or will be."""
-        return self.steps[name].path
-
-
-def run_identity(steps: Mapping[str, Step]) -> str:
-    """Return the identity of a recipe's run in MLflow: of all steps that do not depend on the server."""
-    return fingerprint([step.fingerprint for name, step in steps.items() if name != "registration"])
-
-
 class Planner:
     """Builds the plan of one recipe for one output root."""
 
@@ -108,25 +59,46 @@ class Planner:
     ) -> None:
         self.recipe, self.compute, self.on_log, self.again = recipe, compute, on_log, again
         self.root = local_root(compute.out)
+        self.image_size = recipe.tokenize.image_size
         self.steps: dict[str, Step] = {}
+        self.given: dict[str, str] = {}
+        """Identities of what takes the place of a step."""
 
     def plan(self) -> Plan:
         """Return the plan. Raises InputError for sources or weights that are not there."""
-        source = self._source()
-        weights = self._weights(source)
+        given = self._given_card()
+        source = self._source(given)
+        tokenizer = self._tokenizer(source)
         geometry = tokenizers.geometry(self.recipe.tokenizer)
-        model = self.recipe.train.model.on(
-            latent_size=geometry.latent_size(self.recipe.tokenize.image_size), latent_channels=geometry.channels,
-            num_classes=len(source.classes),
-        )  # fmt: skip
-        self._latents(source, weights)
+        if given is not None:
+            model, self.image_size = given.model, given.model.latent_size * geometry.stride
+        else:
+            model = self.recipe.train.model.on(
+                latent_size=geometry.latent_size(self.image_size), latent_channels=geometry.channels,
+                num_classes=len(source.classes),
+            )  # fmt: skip
+            self._latents(source, tokenizer)
         self._reference(source)
-        self._checkpoint(source)
-        subject = self._subject(weights)
-        self._sweep(subject)
+        if given is None:
+            self._checkpoint(source)
+        subject = Subject(self._model_path(), tokenizer, self.image_size)
+        if not isinstance(self.recipe.tune, NoSweep):
+            self._sweep(self.recipe.tune, subject)
         self._evaluation(subject)
-        self._registration(weights)
-        return Plan(self.recipe, self.root, self.steps, weights, model)
+        self._registration(tokenizer)
+        return Plan(self.recipe, self.root, self.steps, tokenizer, model)
+
+    def _given_card(self) -> ModelCard | None:
+        """Return the card of the model that is given instead of being trained, if one is; its content identifies it."""
+        if not self.recipe.checkpoint:
+            return None
+        folder = location(self.recipe.checkpoint)
+        card = read_card(folder)
+        self.given["checkpoint"] = content_digest(folder)
+        return card
+
+    def _model_path(self) -> str:
+        return str(location(self.recipe.checkpoint) if self.recipe.checkpoint else self._path("checkpoint"))
 
     def _add(
         self,
@@ -151,8 +123,11 @@ class Planner:
     def _path(self, name: str) -> UPath:
         return self.steps[name].path
 
-    def _source(self) -> Source:
+    def _source(self, given: ModelCard | None) -> Source:
         images = self.recipe.images
+        if given is not None and isinstance(images, ImageFiles):  # whatever it was trained on, not a share of these
+            classes = images.num_classes or len(given.classes)
+            images = replace(images, num_classes=classes, heldout_share=0)
         if isinstance(images, Emoji):
             step = self._add(
                 "pictures", images, {}, lambda out: draw(images, out), PicturesResult, version=2, label="emoji"
@@ -167,11 +142,11 @@ class Planner:
         found = scan_images(images)
         stage("pictures", found.told)
         inputs, rule = {"images": found.all.digest[:16]}, found.train.heldout
-        given = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
-        return Source(inputs, found.all.classes, lambda: found, rule, given)
+        heldout = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
+        return Source(inputs, found.all.classes, lambda: found, rule, heldout)
 
-    def _weights(self, source: Source) -> TokenizerFile:
-        config, size = self.recipe.tokenizer, self.recipe.tokenize.image_size
+    def _tokenizer(self, source: Source) -> TokenizerFile:
+        config, size = self.recipe.tokenizer, self.image_size
         if not isinstance(config, FitTokenizer):
             return tokenizers.find(config.kind, config.path)
         config.check(size)
@@ -213,11 +188,8 @@ class Planner:
         inputs = {**self._inputs("latents"), **source.rule.identity}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)
 
-    def _subject(self, weights: TokenizerFile) -> Subject:
-        return Subject(str(self._path("checkpoint")), weights, self.recipe.tokenize.image_size)
-
     def _reference(self, source: Source) -> None:
-        config, size = self.recipe.reference, self.recipe.tokenize.image_size
+        config, size = self.recipe.reference, self.image_size
 
         def make(out: UPath) -> ReferenceResult:
             from evaluate.reference import make_reference
@@ -233,15 +205,15 @@ class Planner:
             {**source.inputs, **source.heldout}, make, ReferenceResult, label=f"{config.features.name}-{size}",
         )  # fmt: skip
 
-    def _sweep(self, subject: Subject) -> None:
+    def _sweep(self, sweep: SamplingSweep, subject: Subject) -> None:
         base, reference = self.recipe.evaluate.generate.sampling, self._path("reference")
 
         def make(out: UPath) -> SweepResult:
             from tune.sampling_sweep import sampling_sweep
 
-            return sampling_sweep(self.recipe.tune, base, subject, reference, out, self.compute)
+            return sampling_sweep(sweep, base, subject, reference, out, self.compute)
 
-        config = {"sweep": canonical(self.recipe.tune), "base": canonical(base)}
+        config = {"sweep": canonical(sweep), "base": canonical(base)}
         self._add("sweep", config, self._inputs("reference", "checkpoint"), make, SweepResult)
 
     def _evaluation(self, subject: Subject) -> None:
@@ -270,8 +242,8 @@ class Planner:
             return register(
                 Candidate(
                     name=f"mar-{self.recipe.name}", run_name=self.recipe.name, run=run_identity(self.steps),
-                    model=local_path(self._path("checkpoint")), checkpoint=self.steps["checkpoint"].fingerprint,
-                    tokenizer=tokenizer, image_size=self.recipe.tokenize.image_size,
+                    model=Path(self._model_path()), checkpoint=self._inputs("checkpoint")["checkpoint"],
+                    tokenizer=tokenizer, image_size=self.image_size,
                     evaluation=evaluation.fingerprint, measured=evaluation.result,
                 ),
                 uri, self.root,
@@ -280,7 +252,7 @@ class Planner:
         self._add("registration", {"store": uri}, self._inputs("checkpoint", "evaluation"), make, RegistrationResult)
 
     def _inputs(self, *names: str) -> dict[str, str]:
-        return {name: self.steps[name].fingerprint for name in names}
+        return {name: self.steps[name].fingerprint if name in self.steps else self.given[name] for name in names}
 
 
 def local_path(path: UPath) -> Path:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from evaluate.config import DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
+from infra.fingerprint import where
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import mar_base, mar_huge, mar_large, tiny
 from train.models.heads import DiffusionHead
-from tune.config import SamplingSweep
+from tune.config import NoSweep, SamplingSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,10 @@ class Recipe:
     """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """How the trained model is measured."""
-    tune: SamplingSweep = field(default_factory=SamplingSweep)
-    """Which sampling settings are searched."""
+    tune: NoSweep | SamplingSweep = field(default_factory=NoSweep)
+    """Which sampling settings are searched before the evaluation, which measures the best of them."""
+    checkpoint: str = where(default="")
+    """Directory of a trained model to take instead of training one; its content is part of every identity."""
 
 
 def emoji_32() -> Recipe:
@@ -87,6 +90,11 @@ def imagenet_256_mar_h() -> Recipe:
 def own_images(path: str) -> Recipe:
     """Images at `path`, with KL-16 and MAR-B."""
     return replace(imagenet_256_mar_b(), name="own-images", images=ImageFiles(path=path))
+
+
+def given_model(path: str) -> Recipe:
+    """The trained model at `path`, measured against real images: nothing is trained."""
+    return Recipe(name="given-model", checkpoint=path)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -26,7 +26,7 @@ from infra.storage import write_json
 from infra.tracking import Tracker
 from pipeline.results import RegistrationResult
 from tokenize_jobs.config import TokenizerFile
-from train.checkpoint import EMA_WEIGHTS, MODEL, read_card
+from train.card import EMA_WEIGHTS, MODEL, read_card
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DESCRIPTION = "A masked autoregressive image generator. Sample with predict(class_id, params=...)."

@@ -10,9 +10,10 @@ from infra.artifact import Artifact, Step, git_commit
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import stage
 from infra.storage import require_writable
-from pipeline.plan import Finished, Plan, Planner
+from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from pipeline.record import LiveMetrics, record_step
+from pipeline.steps import Finished, Plan
 from pipeline.summary import summary
 
 
@@ -33,7 +34,7 @@ def run(
         plan.check(pending, compute.train.workers)
         check_tracking(uri)
     done = _all_cached(steps) if not pending and last == "registration" else _run(plan, steps, compute, uri, live)
-    if last == "registration":
+    if "evaluation" in done:
         summary(plan, done)
     return done
 
@@ -54,7 +55,8 @@ def _run(plan: Plan, steps: list[Step], compute: Compute, uri: str, live: LiveMe
         tracker = Tracker(uri, plan.root)
         parent = tracker.open(plan.recipe.name, plan.identity)
         tracker.params(parent, {"recipe": steps[-1].recipe})
-        live.follow(tracker, parent, plan.steps["checkpoint"], git_commit())
+        if "checkpoint" in plan.steps:
+            live.follow(tracker, parent, plan.steps["checkpoint"], git_commit())
         try:
             for step in steps:
                 done[step.name] = _made(step)

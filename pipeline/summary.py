@@ -4,7 +4,7 @@ from evaluate.metrics.frechet import NAME
 from evaluate.results import GRID, EvaluationResult
 from infra.artifact import Artifact
 from infra.console import say, table
-from pipeline.plan import Finished, Plan
+from pipeline.steps import Finished, Plan
 
 
 def say_distances(evaluation: EvaluationResult) -> None:
@@ -25,10 +25,11 @@ def say_distances(evaluation: EvaluationResult) -> None:
 
 
 def summary(plan: Plan, done: dict[str, Finished]) -> None:
-    """Print what a whole run made."""
-    evaluation, sweep = (done[name].artifact for name in ("evaluation", "sweep"))
+    """Print what a run that measured something made."""
+    evaluation = done["evaluation"].artifact
     say_distances(evaluation.result)
-    say(f"  {sweep.result.headline()}")
+    if "sweep" in done:
+        say(f"  {done['sweep'].artifact.result.headline()}")
     say()
     say(table([(name, "cached" if f.was_cached else "made", f.artifact.record["seconds"]) for name, f in done.items()],
               ("step", "", "seconds")))  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from infra.errors import InputError, nearest
 from infra.fingerprint import from_json
-from pipeline.recipes import RECIPES, Recipe, own_images
+from pipeline.recipes import RECIPES, Recipe, given_model, own_images
 
 
 def is_path(word: str) -> bool:
@@ -31,6 +31,11 @@ def recipe_at(word: str) -> Recipe:
             f"A path has a '/': ./{word}"
         )
     return _saved(word) if word.endswith(".json") else own_images(word)
+
+
+def model_at(word: str) -> Recipe:
+    """Return the recipe of this name or file, or one that measures the model directory at a path."""
+    return recipe_at(word) if is_recipe(word) else given_model(word)
 
 
 def _saved(file: str) -> Recipe:

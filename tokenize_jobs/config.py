@@ -15,7 +15,7 @@ class Tokenize:
     """Pixels of a side after the centre crop; the tokenizer's stride must divide it."""
     batch_size: int = where(default=32)
     """Images that an encoder takes at once."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = where(default=0.01)
     """Fail, before publishing, when a larger share of the images had to be quarantined."""
 
     def label(self, tokenizer: str) -> str:

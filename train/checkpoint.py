@@ -3,8 +3,7 @@
 A model directory, the artifact that sampling takes, holds model.json, model.safetensors and ema.safetensors.
 """
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import nn
 from upath import UPath
 
 from infra.errors import InputError
-from infra.fingerprint import canonical, from_json
+from infra.fingerprint import canonical
 from infra.storage import write_atomic, write_json
+from train.card import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, is_model_directory, read_card
 from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
@@ -24,22 +24,7 @@ from train.models.config import Model
 from train.models.published import check_against
 from train.optimizer import Optimization
 
-MODEL, WEIGHTS, EMA_WEIGHTS, PROGRESS = "model.json", "model.safetensors", "ema.safetensors", "progress.pt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What a model directory says of itself: all that decoding its samples needs besides the tokenizer's file."""
-
-    model: Model
-    latent_scale: float
-    """Latents in the model's scale divided by this are the tokenizer's."""
-    classes: tuple[str, ...]
-    tokenizer_kind: str
-    tokenizer_hash: str
-    train_steps: int
-    images_seen: int
-    ema_decay: float
+PROGRESS = "progress.pt"
 
 
 def write_model(folder: UPath | Path, card: ModelCard, weights: nn.Module, ema: nn.Module) -> None:
@@ -48,15 +33,6 @@ def write_model(folder: UPath | Path, card: ModelCard, weights: nn.Module, ema: 
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
         write_atomic(folder / name, save(tensors))
     write_json(folder / MODEL, canonical(card, identity=False))
-
-
-def read_card(folder: UPath | Path) -> ModelCard:
-    """Read model.json. Raises InputError naming the file."""
-    path = folder / MODEL
-    try:
-        return from_json(path.read_text(), ModelCard, str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); give the directory of a trained model") from None
 
 
 def read_model(folder: UPath | Path, *, ema: bool = True) -> Autoregressor:
@@ -104,12 +80,3 @@ def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimi
     if optimization is not None:
         optimization.load_state_dict(state["optimization"])
     return state["optimization"]["step"]
-
-
-def is_model_directory(folder: UPath | Path) -> bool:
-    """Tell whether `folder` holds a trained model."""
-    try:
-        json.loads((folder / MODEL).read_text())
-    except (OSError, ValueError):
-        return False
-    return True

@@ -16,7 +16,8 @@ from infra.follow import following, logged
 from infra.storage import read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
-from train.checkpoint import ModelCard, load_progress, new_model, write_model
+from train.card import ModelCard
+from train.checkpoint import load_progress, new_model, write_model
 from train.config import Train
 from train.ema import EMA
 from train.loop import NOT_METRICS, TrainJob, train_worker

@@ -2,14 +2,25 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from evaluate.config import DiffusionSteps, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSweep:
-    """Every combination of these settings is one trial."""
+class NoSweep:
+    """Nothing is searched: the evaluation measures the recipe's own sampling settings."""
 
+    kind: Literal["none"] = "none"
+    """none: the recipe's own sampling settings are measured and registered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSweep:
+    """Every combination of these settings is one trial; the best one is measured and registered."""
+
+    kind: Literal["sampling"] = "sampling"
+    """sampling: many ways to sample one checkpoint."""
     temperature: tuple[float, ...] = (0.95, 1.0, 1.05)
     """Temperatures to try."""
     cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0)

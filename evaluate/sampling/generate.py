@@ -15,7 +15,8 @@ from infra.storage import location, write_atomic
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
-from train.checkpoint import read_card, read_model
+from train.card import read_card
+from train.checkpoint import read_model
 
 
 class Generator:

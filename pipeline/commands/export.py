@@ -13,7 +13,8 @@ from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
 from pipeline.flags import parse
-from train.checkpoint import read_card, read_model
+from train.card import read_card
+from train.checkpoint import read_model
 from train.models.published import to_published
 
 

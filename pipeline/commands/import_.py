@@ -17,7 +17,8 @@ from pipeline.flags import parse
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from train.checkpoint import ModelCard, write_model
+from train.card import ModelCard
+from train.checkpoint import write_model
 from train.models.build import build_model
 from train.models.config import Model
 from train.models.published import check_against, from_published, recognise, to_published

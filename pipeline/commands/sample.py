@@ -25,7 +25,7 @@ from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
-from train.checkpoint import is_model_directory
+from train.card import is_model_directory
 
 _WHITE = 127
 

@@ -1,5 +1,6 @@
 """Which artifacts a recipe asks for, before anything runs."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,12 @@ from PIL import Image
 
 from infra.cluster import Compute
 from infra.errors import InputError
+from infra.fingerprint import from_json
 from pipeline.plan import Planner
-from pipeline.recipes import imagenet_256_mar_b, imagenet_256_mar_l, own_images
+from pipeline.recipes import Recipe, emoji_32, imagenet_256_mar_b, imagenet_256_mar_l, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan
+from tune.config import NoSweep
 
 
 @pytest.fixture
@@ -51,3 +54,74 @@ def test_latents_can_lie_in_a_bucket_and_nothing_else(images, tmp_path):
 def test_classes_are_part_of_a_sources_identity(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"")
     assert scan(str(tmp_path), 2).digest != scan(str(tmp_path), 3).digest
+
+
+def identities(recipe, images, root, **changes):
+    return {name: step.fingerprint for name, step in plan(replace(recipe, **changes), images, root).steps.items()}
+
+
+def test_share_of_bad_images_that_is_let_pass_is_not_part_of_the_latents(images, tmp_path):
+    strict, lax = (
+        Planner(
+            replace(own_images(images.path), tokenizer=PretrainedTokenizer(kind="pixels"),
+                    tokenize=Tokenize(image_size=16, max_bad_fraction=share)),
+            Compute(out=str(tmp_path)),
+        ).plan()
+        for share in (0.01, 0.5)
+    )  # fmt: skip
+    assert strict.path("latents") == lax.path("latents")
+
+
+def test_evaluation_measures_what_the_sweep_chose_and_registration_follows_from_both(images, tmp_path):
+    recipe = replace(emoji_32(), tokenizer=PretrainedTokenizer(kind="pixels"))
+    narrow = identities(recipe, images, tmp_path)
+    wide = identities(recipe, images, tmp_path, tune=replace(recipe.tune, cfg_scale=(1.5, 3.0, 5.0)))
+    none = identities(recipe, images, tmp_path, tune=NoSweep())
+    assert list(narrow) == ["latents", "reference", "checkpoint", "sweep", "evaluation", "registration"]
+    assert list(none) == ["latents", "reference", "checkpoint", "evaluation", "registration"]
+    for name in ("latents", "reference", "checkpoint"):
+        assert narrow[name] == wide[name] == none[name]
+    for name in ("evaluation", "registration"):
+        assert len({narrow[name], wide[name], none[name]}) == 3
+
+
+def test_one_reference_serves_all_checkpoints_and_sampling_settings(images, tmp_path):
+    base = identities(imagenet_256_mar_b(), images, tmp_path)
+    assert identities(imagenet_256_mar_l(), images, tmp_path)["reference"] == base["reference"]
+    other = replace(imagenet_256_mar_b().reference, images=7)
+    assert identities(imagenet_256_mar_b(), images, tmp_path, reference=other)["reference"] != base["reference"]
+
+
+def test_classes_and_shape_of_the_latents_follow_from_images_and_tokenizer(images, tmp_path):
+    model = plan(imagenet_256_mar_b(), images, tmp_path).model
+    assert (model.num_classes, model.latent_size, model.latent_channels) == (2, 16, 3)
+    three = replace(emoji_32(), images=replace(emoji_32().images, classes=("face", "hand", "flag")))
+    assert Planner(three, Compute(out=str(tmp_path))).plan().model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "patch", "message"),
+    [("pixels", 15, 2, "patch-size 2 does not divide"), ("kl16", 24, 1, "stride 16 does not divide")],
+)
+def test_shapes_that_do_not_fit_are_refused_before_anything_runs(images, tmp_path, kind, size, patch, message):
+    (tmp_path / "kl16.ckpt").write_bytes(b"")
+    recipe = imagenet_256_mar_b()
+    recipe = replace(
+        recipe, images=images, tokenizer=PretrainedTokenizer(kind=kind, path=str(tmp_path / "kl16.ckpt")),
+        tokenize=Tokenize(image_size=size), train=replace(recipe.train, model=replace(recipe.train.model, patch_size=patch)),
+    )  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        Planner(recipe, Compute(out=str(tmp_path))).plan().check(["checkpoint"], 1)
+
+
+def test_recipe_without_a_sweep_says_so_when_one_is_asked_for(images, tmp_path):
+    with pytest.raises(InputError, match=r"has no step sweep: --tune\.kind sampling"):
+        plan(imagenet_256_mar_b(), images, tmp_path).until("sweep")
+
+
+def test_every_step_holds_the_recipe_that_plans_it_again(images, tmp_path):
+    first = plan(imagenet_256_mar_b(), images, tmp_path)
+    for name, step in first.steps.items():
+        recipe = from_json(json.dumps(step.recipe), Recipe, name)
+        again = Planner(recipe, Compute(out=str(tmp_path))).plan()
+        assert again.steps[name].identity == step.identity

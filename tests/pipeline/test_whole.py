@@ -17,6 +17,7 @@ from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 RAY = Path(sys.executable).parent / "ray"
+STEPS = ("pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration")
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -80,9 +81,13 @@ def made(head, tmp_path_factory):
     return out, submitted.stdout
 
 
+def record(out, step):
+    return json.loads(next((out / "artifacts" / step).rglob("artifact.json")).read_text())
+
+
 def test_submitted_job_logs_every_stage_and_the_conditions_of_its_numbers(made):
     _, log = made
-    for stage in ("pictures", "tokenizer", "latents", "reference", "checkpoint", "evaluation", "sweep", "registration"):
+    for stage in STEPS:
         assert f"{stage} |" in log
     assert "FD (efficientnet-lite0, 24)" in log
     assert "CC BY-SA 4.0" in log
@@ -107,9 +112,11 @@ def test_status_explains_what_an_override_makes_stale(made, mar_here):
 
 def test_artifact_holds_the_recipe_that_made_it_and_it_runs(made, mar_here):
     out, _ = made
-    record = next((out / "artifacts" / "evaluation").rglob("artifact.json"))
-    told = mar_here("status", str(record), "--compute.out", str(out)).stdout
-    assert [line.split()[1] for line in told.splitlines()[2:9]] == ["cached"] * 7
+    records = sorted((out / "artifacts").rglob("artifact.json"))
+    assert {path.parents[2].name for path in records} == set(STEPS)
+    for path in records:
+        told = mar_here("status", str(path), "--compute.out", str(out)).stdout
+        assert [line.split()[1] for line in told.splitlines()[2:10]] == ["cached"] * 8, path
 
 
 def test_latents_are_described_and_verified(made, mar_here):
@@ -149,9 +156,7 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
     steps = {
         run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
-    assert set(steps) == {
-        "pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration"
-    }  # fmt: skip
+    assert set(steps) == set(STEPS)
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == steps["sweep"].info.run_id]
     assert len(trials) == 2
     assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])
@@ -165,12 +170,30 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
 
     version = client.get_model_version_by_alias("mar-emoji-32", "champion")
     assert version.tags["metric"] == "FD (efficientnet-lite0, 24)"
+    measured, swept = (record(out, step)["result"] for step in ("evaluation", "sweep"))
+    assert json.loads(version.tags["sampling"]) == measured["sampling"] == swept["best"]
+    assert float(version.tags["fd"]) == measured["numbers"]["fd"]
     model = mlflow.pyfunc.load_model("models:/mar-emoji-32@champion")
     images = model.predict(pd.DataFrame({"class_id": [0, 1, 1]}), params={"seed": 3, "ar_steps": 4})
     assert images.shape == (3, 32, 32, 3)
     assert images.dtype == np.uint8
     assert not np.array_equal(images[1], images[2])
     assert not list((out / "mlartifacts").rglob("*.pkl"))
+
+
+def test_wider_sweep_of_the_same_checkpoint_is_registered_as_a_version_of_its_own(made, mar, tmp_path):
+    import mlflow
+
+    out, _ = made
+    shutil.copytree(out, tmp_path / "out")
+    database = tmp_path / "out" / "mlflow.db"
+    words = ["emoji-32", *TINY, "--tune.cfg-scale", "1.0", "6.0", "--compute.out", str(tmp_path / "out")]
+    done = mar("run", *words, "--compute.tracking-uri", f"sqlite:///{database}")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint | cached" in done.stdout
+    versions = mlflow.MlflowClient(f"sqlite:///{database}").search_model_versions("name = 'mar-emoji-32'")
+    assert len({v.tags["mar.checkpoint"] for v in versions}) == 1
+    assert len(versions) == len({v.tags["mar.evaluation"] for v in versions}) == 2
 
 
 def copy_latents(source, target):

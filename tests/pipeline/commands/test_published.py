@@ -11,7 +11,8 @@ from pipeline.commands.export import Export, export_checkpoint
 from pipeline.commands.import_ import Import, import_checkpoint
 from tests.golden_arrays import load
 from tokenize_jobs.config import PretrainedTokenizer
-from train.checkpoint import read_card, read_model
+from train.card import read_card
+from train.checkpoint import read_model
 
 PIXELS = PretrainedTokenizer(kind="pixels")
 

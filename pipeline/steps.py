@@ -1,0 +1,68 @@
+"""The steps of a recipe, in order: what the walk, the status and the summary read of a plan."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from upath import UPath
+
+from infra.artifact import Artifact, Step
+from infra.errors import InputError
+from infra.fingerprint import fingerprint
+from pipeline.recipes import Recipe
+from tokenize_jobs.config import TokenizerFile
+from train.models.config import Model
+from tune.config import NoSweep
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A step's artifact, and whether it was there before."""
+
+    artifact: Artifact
+    was_cached: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a recipe in order, by name."""
+
+    recipe: Recipe
+    root: UPath
+    steps: Mapping[str, Step]
+    tokenizer: TokenizerFile
+    model: Model
+    """The recipe's architecture on its data: classes and the shape of the latents follow from images and tokenizer."""
+
+    @property
+    def identity(self) -> str:
+        """Identity of the recipe's run in MLflow: of all steps that do not depend on the server."""
+        return run_identity(self.steps)
+
+    def until(self, last: str) -> list[Step]:
+        """Return the steps up to and including `last`. Raises InputError for a recipe without it."""
+        if last not in self.steps:
+            raise InputError(f"recipe {self.recipe.name} has no step {last}: --tune.kind sampling adds a sweep")
+        names = list(self.steps)
+        return [self.steps[name] for name in names[: names.index(last) + 1]]
+
+    def check(self, pending: Collection[str], workers: int) -> None:
+        """Raise InputError for what the steps `pending` would refuse, before days of training."""
+        recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
+        if "checkpoint" in pending:
+            recipe.train.check(self.model.latent_size)
+            recipe.train.check_workers(workers)
+        if {"reference", "sweep", "evaluation"} & set(pending):
+            recipe.reference.features.check()
+        swept = [] if isinstance(recipe.tune, NoSweep) else recipe.tune.settings(base)
+        settings = swept if "sweep" in pending else [base] if "evaluation" in pending else []
+        for sampling in settings:
+            sampling.check(self.model, self.model.num_tokens)
+
+    def path(self, name: str) -> UPath:
+        """Return where the artifact of a step is or will be."""
+        return self.steps[name].path
+
+
+def run_identity(steps: Mapping[str, Step]) -> str:
+    """Return the identity of a recipe's run in MLflow: of all steps that do not depend on the server."""
+    return fingerprint([step.fingerprint for name, step in steps.items() if name != "registration"])

@@ -1,0 +1,59 @@
+"""A model directory, as sampling takes it: model.json, which tells all but the weights. Imports nothing heavy."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from upath import UPath
+
+from infra.errors import InputError
+from infra.fingerprint import from_json
+from train.models.config import Model
+
+MODEL, WEIGHTS, EMA_WEIGHTS = "model.json", "model.safetensors", "ema.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model directory says of itself: all that decoding its samples needs besides the tokenizer's file."""
+
+    model: Model
+    latent_scale: float
+    """Latents in the model's scale divided by this are the tokenizer's."""
+    classes: tuple[str, ...]
+    tokenizer_kind: str
+    tokenizer_hash: str
+    train_steps: int
+    images_seen: int
+    ema_decay: float
+
+
+def read_card(folder: UPath | Path) -> ModelCard:
+    """Read model.json. Raises InputError naming the file."""
+    path = folder / MODEL
+    try:
+        return from_json(path.read_text(), ModelCard, str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); give the directory of a trained model") from None
+
+
+def content_digest(folder: UPath | Path) -> str:
+    """Return a digest of a model's description and weights. Raises InputError naming the file that is missing."""
+    digest = hashlib.sha256()
+    for name in (MODEL, WEIGHTS, EMA_WEIGHTS):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{folder / name}: cannot be read ({error})") from None
+    return digest.hexdigest()[:16]
+
+
+def is_model_directory(folder: UPath | Path) -> bool:
+    """Tell whether `folder` holds a trained model."""
+    try:
+        json.loads((folder / MODEL).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
