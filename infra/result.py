@@ -34,8 +34,9 @@ class Report:
     history: UPath | None = None
     """File of JSON lines, each with 'step', 'time' (seconds) and numbers: curves."""
     datasets: tuple[Dataset, ...] = ()
+    """Shown by the recipe's run too."""
     for_parent: bool = False
-    """Metrics, tags, pictures and datasets are shown by the recipe's run too."""
+    """Metrics, tags and pictures are shown by the recipe's run too."""
     trials: Mapping[str, tuple[str, "Report"]] = field(default_factory=dict)
     """Identity -> (name, report) of each trial: a child run."""
 

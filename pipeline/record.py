@@ -6,6 +6,7 @@ records what is missing.
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
     for identity, (name, trial) in report.trials.items():
         _record_trial(tracker, run, identity, name, trial)
     if report.for_parent:
-        _log(tracker, parent, report)
+        _log(tracker, parent, replace(report, datasets=()))
+    for dataset in report.datasets:
+        tracker.dataset(parent, dataset)
     tracker.finish(run)
 
 
