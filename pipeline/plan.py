@@ -4,7 +4,7 @@ pictures -> tokenizer -> latents -> reference -> checkpoint -> sweep -> evaluati
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
