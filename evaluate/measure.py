@@ -4,17 +4,17 @@ a range of image indices -> images uint8 (n, H, W, 3) -> features (n, D) -> Feat
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import ray.data
+from ray.util import ActorPool
 
 from evaluate.config import Features, Generate, Sampling
 from evaluate.features import Extractor
-from evaluate.in_order import in_order
 from evaluate.metrics.frechet import FeatureSums
 from evaluate.sampling.generate import Generator, part_path, read_images, write_images
+from infra.actors import actors
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.storage import location
@@ -44,20 +44,14 @@ class Sets:
 
 def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
     """Return the feature sums of every set; they do not depend on how many workers there are."""
-    parts = [{"index": index, **part} for index, part in enumerate(sets.parts())]
+    parts = list(sets.parts())
     to_draw = len(sets.models) * sets.generate.images
     progress, drawn, sums = Progress("evaluation", to_draw, "images"), 0, dict[str, FeatureSums]()
     progress.update(0)
     with connected(compute) as cluster:
         workers = cluster.generate
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        measured = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
-            _Measurer,
-            fn_constructor_args=(sets, workers.cpus),
-            compute=ray.data.ActorPoolStrategy(size=workers.count),
-            num_cpus=workers.cpus, num_gpus=workers.gpus or None,
-        )  # fmt: skip
-        for part in in_order(measured.iter_rows()):
+        pool = ActorPool(actors(_Measurer, sets, workers.cpus, **asdict(workers)))
+        for part in pool.map(lambda worker, part: worker.__call__.remote(part), parts):  # in order: so are sums rounded
             name, features = part["of"], np.frombuffer(part["features"], np.float32)
             found = FeatureSums.of(features.reshape(part["count"], -1))
             sums[name] = sums[name] + found if name in sums else found
@@ -77,7 +71,7 @@ class _Measurer:
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         name, span = part["of"], range(int(part["start"]), int(part["stop"]))
         features = self.extractor(self._drawn(name, span)).tobytes()
-        return {"index": part["index"], "of": name, "count": len(span), "features": features}
+        return {"of": name, "count": len(span), "features": features}
 
     def _drawn(self, name: str, span: range) -> np.ndarray:
         path = part_path(location(self.sets.out) / name, span)

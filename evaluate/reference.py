@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import torch
+from ray.util import ActorPool
 from upath import UPath
 
 from evaluate.config import Features, Reference
 from evaluate.features import Extractor, weights_hash
-from evaluate.in_order import in_order
 from evaluate.metrics.frechet import FeatureSums, Statistics
 from evaluate.results import ReferenceResult
+from infra.actors import actors
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress
 from infra.errors import InputError
@@ -182,16 +182,9 @@ def _decoders(workers: Workers) -> int:
 
 def _measured(work: _Work, groups: list[_Group], workers: Workers) -> Iterator[dict[str, Any]]:
     """Yield the row of each group, in their order, once its file is there."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    items = [{"index": group.index, "group": group} for group in groups]
-    rows = ray.data.from_items(items, override_num_blocks=len(groups)).map(
-        _Measurer,
-        fn_constructor_args=(work,),
-        compute=ray.data.ActorPoolStrategy(size=min(workers.count, len(groups))),
-        num_cpus=1 if workers.gpus else work.cores - work.decoders * work.decoder_cpus,
-        num_gpus=workers.gpus or None,
-    )  # fmt: skip
-    return in_order(rows.iter_rows())
+    cpus = 1 if workers.gpus else work.cores - work.decoders * work.decoder_cpus
+    made = actors(_Measurer, work, count=min(workers.count, len(groups)), cpus=cpus, gpus=workers.gpus)
+    return ActorPool(made).map(lambda worker, group: worker.__call__.remote(group), groups)
 
 
 class _Measurer:
@@ -201,16 +194,16 @@ class _Measurer:
         torch.set_num_threads(work.cores)
         self.work, self.extractor = work, Extractor(work.features)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        path = self.work.path(row["index"])
+    def __call__(self, group: _Group) -> dict[str, Any]:
+        path = self.work.path(group.index)
         try:
             images = _read_part(path).sums.count
         except _UNREADABLE:
-            part = self._measure(row["group"])
+            part = self._measure(group)
             if part is not None:
                 write_atomic(path, part.content())
             images = part.sums.count if part else 0
-        return {"index": row["index"], "images": images}
+        return {"index": group.index, "images": images}
 
     def _measure(self, group: "_Group") -> _Part | None:
         """Return the part of a group, or None without a usable image."""

@@ -5,7 +5,6 @@ import pytest
 
 from evaluate.config import LITE0, Features, Generate, Sampling
 from evaluate.grid import sample_grid
-from evaluate.in_order import in_order
 from evaluate.measure import Sets
 from tokenize_jobs.config import TokenizerFile
 
@@ -25,11 +24,6 @@ def drawn(parts, name):
 def test_parts_hold_each_image_index_once(sets):
     parts = list(sets.parts())
     assert drawn(parts, "samples") == drawn(parts, "untrained") == list(range(10))
-
-
-def test_parts_that_come_early_wait_for_their_turn():
-    shuffled = [{"index": index} for index in (2, 0, 1, 4, 5, 3)]
-    assert [part["index"] for part in in_order(iter(shuffled))] == list(range(6))
 
 
 def test_grid_has_a_row_for_each_class_with_samples_in_the_order_of_their_index():

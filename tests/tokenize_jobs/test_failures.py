@@ -103,7 +103,7 @@ def undisturbed(nodes, source, tmp_path_factory):
 def test_job_encoder_killed_ends_with_the_same_bytes(nodes, source, undisturbed, tmp_path):
     job = Job(source, tmp_path, nodes.address)
     job.wait_for_shards(1)
-    encoders = [p for p in psutil.process_iter(["cmdline"]) if "(PartEncoder)" in " ".join(p.info["cmdline"] or [])]
+    encoders = [p for p in psutil.process_iter(["cmdline"]) if "ray::PartEncoder" in " ".join(p.info["cmdline"] or [])]
     assert encoders
     encoders[0].kill()
     job.finish()

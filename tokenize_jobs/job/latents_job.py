@@ -1,4 +1,4 @@
-"""The tokenization job on Ray Data: read and crop on CPU tasks, encode on a fixed pool of actors, commit shards.
+"""The tokenization job on Ray Data: read and crop on CPU tasks, encode on a fixed set of actors, commit shards.
 
     shards -> (part of a shard: up to PART_IMAGES uint8 images) -> (moments of the part, staged) -> shard committed
 
@@ -10,12 +10,15 @@ committed shards, which are not read again, and staged parts, which are made ane
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.data
 from upath import UPath
 
+from infra.actors import actors
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
@@ -29,6 +32,8 @@ from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Shard
 from tokenize_jobs.store.shards import Layout, committed, publish
 from tokenize_jobs.tokenizers import load
+
+_MOST_READERS = 8  # of an encoder: they hold two parts each in the object store, 50 MB at 256 px
 
 
 def layout_of(weights: TokenizerFile, image_size: int) -> Layout:
@@ -106,15 +111,15 @@ def _run(
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
+    encoders = actors(
+        PartEncoder, weights, layout, config.batch_size, str(staging),
+        **asdict(workers),
+    )  # fmt: skip
+    cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
     parts = rows.flat_map(
-        PartReader(source, pending, config.image_size),
-        num_cpus=0.5,  # unlike the encoder's, or Ray would fuse the two into one actor
-    ).map(
-        PartEncoder,
-        fn_constructor_args=(weights, layout, config.batch_size, str(staging)),
-        compute=ray.data.ActorPoolStrategy(size=workers.count),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus or None,
+        _HandingOn(PartReader(source, pending, config.image_size), encoders),
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
+        num_cpus=0.5,
     )
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
@@ -143,6 +148,23 @@ def _run(
         progress.update(finished, rates.line())
     ray.get(commits)
     return rates.measured()
+
+
+class _HandingOn:
+    """Reads a shard's parts and hands each to an encoder while it reads the next; passes on what these return."""
+
+    def __init__(self, read: PartReader, encoders: list[Any]) -> None:
+        self.read, self.encoders = read, encoders
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        waiting = None
+        for part in self.read(row):
+            encoder = self.encoders[(part["shard"] + part["index"]) % len(self.encoders)]
+            encoded = encoder.__call__.remote(part)
+            if waiting is not None:
+                yield ray.get(waiting)
+            waiting = encoded
+        yield ray.get(waiting)
 
 
 def _remove(folder: UPath) -> None:

@@ -1,0 +1,31 @@
+"""Actors of our own: made again when they are lost."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from ray.util import ActorPool
+
+from infra.actors import actors
+
+
+class Squares:
+    """Dies, as of kill -9, at its first sight of some numbers."""
+
+    def __init__(self, deadly: tuple[int, ...], seen: str) -> None:
+        self.deadly, self.seen = deadly, Path(seen)
+
+    def __call__(self, number: int) -> int:
+        if number in self.deadly and not (self.seen / str(number)).exists():
+            (self.seen / str(number)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number**2
+
+
+@pytest.mark.ray
+def test_actors_killed_in_the_middle_are_made_again_and_each_call_returns_in_order(cluster, tmp_path, capfd):
+    made = actors(Squares, (0, 3, 7), str(tmp_path), count=2, cpus=0.5, gpus=0)
+    assert list(ActorPool(made).map(lambda actor, n: actor.__call__.remote(n), range(9))) == [n**2 for n in range(9)]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert "in the object store" not in capfd.readouterr().err
