@@ -64,15 +64,15 @@ def test_rule_that_holds_a_share_back_is_part_of_what_reads_one_side_and_not_of_
 
 @pytest.mark.ray
 def test_share_held_back_is_measured_and_neither_fitted_nor_trained_on(cluster, folder, tmp_path, capsys):
-    made = {step.name: step.build() for step in plan(folder, 0.2, tmp_path).until("evaluation")}
+    steps = plan(folder, 0.2, tmp_path).until("evaluation")
+    made = {step.name: step.build() for step in steps if step.name != "sweep"}
     whole = scan(str(folder), 2)
     held = sum(Heldout(0.2).holds(s.name, f"{s.name}-{i}") for s in whole.shards for i in range(IMAGES))
     total = SHARDS * IMAGES
     assert 10 < held < 60
-    assert made["latents"].measured["images"] == total
-    assert made["tokenizer"].measured["fit_images"] == total - held
-    assert made["checkpoint"].measured["images"] == total - held
-    assert made["checkpoint"].measured["images_held_back"] == held
-    evaluation = made["evaluation"].measured
-    assert (evaluation["conditions"]["reference_images"], evaluation["heldout_images"]) == (total - held, held)
+    assert made["latents"].result.images == total
+    assert made["tokenizer"].result.fit_images == total - held
+    checkpoint, evaluation = made["checkpoint"].result, made["evaluation"].result
+    assert (checkpoint.images, checkpoint.images_held_back) == (total - held, held)
+    assert (evaluation.conditions.reference_images, evaluation.heldout_images) == (total - held, held)
     assert "held out a share of 0.2" in capsys.readouterr().out
