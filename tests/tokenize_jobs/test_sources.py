@@ -220,7 +220,7 @@ def test_storage_that_fails_while_a_shard_is_read_is_an_error_and_no_bad_sample(
 
 
 def test_source_missing_or_empty_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         scan(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"holds no \.tar"):
         scan(str(tmp_path))

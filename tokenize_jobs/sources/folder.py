@@ -18,19 +18,23 @@ def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG
 
 
 def _shards(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:
-    """Group the images into shards that mix classes, by a stride over the sorted names."""
+    return striding(files, [labels[name.split("/")[0]] for name in files])
+
+
+def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
+    """Group image files into shards that mix classes, by a stride over the sorted names."""
     count = -(-len(files) // _SHARD_IMAGES)
-    shards = []
-    for number in range(count):
-        names = tuple(files[number::count])
-        shards.append(Shard(f"folder-{number:06d}", names, tuple(labels[name.split("/")[0]] for name in names)))
-    return tuple(shards)
+    return tuple(
+        Shard(f"folder-{number:06d}", tuple(files[number::count]), tuple(labels[number::count]))
+        for number in range(count)
+    )
 
 
-def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+def read_images(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+    """Yield the wanted image files of a shard; their names are their keys."""
     for name, label in zip(shard.files, shard.labels, strict=True):
         if wants(name):
             yield Sample(name, (root / name).read_bytes(), label)
 
 
-FOLDER = Layout("folder", _takes, _classes, _shards, _read)
+FOLDER = Layout("folder", _takes, _classes, _shards, read_images)

@@ -14,29 +14,33 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from infra.storage import is_local, location
+from infra.storage import is_local
+from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.parquet import PARQUET
-from tokenize_jobs.sources.shard import Layout, Shard
+from tokenize_jobs.sources.patterns import find_files
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Format, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (WEBDATASET, PARQUET, FOLDER)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (WEBDATASET, PARQUET, FOLDER, FLAT)}
 """In the order in which they are looked for: the first that any file is of is the source's."""
+_SINGLE_IMAGES = (FOLDER, FLAT)
+"""Layouts whose files are images themselves."""
 _SAMPLE_BYTES = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """The user's own labelled images."""
+    """The user's own images, labelled or not."""
 
     kind: Literal["files"] = "files"
-    """Labelled image files of your own."""
+    """Image files of your own."""
     path: str = where(default="")
-    """Folder of tar shards, of Parquet files, or of class folders, also split into train and val; local, s3://, ..."""
+    """Folder, file, list (A::B) or pattern ({000..146}, *) of tars, Parquet tables or images; local, s3://, ..."""
     heldout_path: str = where(default="")
-    """The same for images never trained on: the floor of the evaluation."""
+    """Images never trained on, named as in path: the floor of the evaluation."""
     split: str = ""
     """Split to train on, of those that folders or file names tell of; empty takes train."""
     heldout_split: str = ""
@@ -51,7 +55,7 @@ class ImageFiles:
 class Listing:
     """What a source holds, without opening its images."""
 
-    format: Literal["webdataset", "parquet", "folder"]
+    format: Format
     root: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
@@ -88,12 +92,12 @@ class _Files:
     layout: Layout
     infos: dict[str, Any]
 
-    def split(self, split: Split) -> "_Files":
-        """Return those of one split, relative to its folder."""
+    def split(self, split: Split, layout: Layout) -> "_Files":
+        """Return those of one split that are in `layout`, relative to its folder."""
         prefix = f"{split.folder}/" if split.folder else ""
         root = self.root / split.folder if split.folder else self.root
-        infos = {name: self.infos[prefix + name] for name in split.files if self.layout.takes(name)}
-        return _Files(root, self.layout, infos)
+        infos = {name: self.infos[prefix + name] for name in split.files if layout.takes(name)}
+        return _Files(root, layout, infos)
 
 
 def scan(path: str, num_classes: int = 0, split: str = "") -> Listing:
@@ -150,42 +154,42 @@ def _shards(listing: Listing) -> str:
     return f"{len(listing.shards)} shard{'s' * (len(listing.shards) != 1)}"
 
 
-def _splits(files: _Files) -> dict[str, Split]:
-    """Return the splits that hold images in the layout: a folder without class folders does not."""
-    found = find_splits(list(files.infos), by_name=files.layout is not FOLDER)
-    return {name: split for name, split in found.items() if files.split(split).infos}
+def _splits(files: _Files) -> dict[str, _Files]:
+    """Return the splits that hold images in the layout: a folder without class folders does not, unless all are so."""
+    found = find_splits(list(files.infos), by_name=files.layout not in _SINGLE_IMAGES)
+    for layout in (files.layout, FLAT):
+        splits = {name: files.split(split, layout) for name, split in found.items()}
+        if splits := {name: split for name, split in splits.items() if split.infos}:
+            return splits
+    return {}
 
 
-def _first_heldout(splits: Mapping[str, Split], but: str = "") -> str:
+def _first_heldout(splits: Mapping[str, _Files], but: str = "") -> str:
     return next((name for name in HELDOUT if name in splits and name != but), "")
 
 
-def _chosen(files: _Files, splits: Mapping[str, Split], name: str) -> _Files:
+def _chosen(files: _Files, splits: Mapping[str, _Files], name: str) -> _Files:
     if not splits and not name:
         return files
     name = name or TRAIN
     if name not in splits:
         there = f"there are {', '.join(splits)}" if splits else "none were recognised"
         raise InputError(f"image source {files.root}: no split {name!r}; {there}. Choose with --images.split.")
-    return files.split(splits[name])
+    return splits[name]
 
 
 def _find(path: str) -> _Files:
-    """Return all files below `path` that are in its layout."""
-    root = location(path)
+    """Return all files that `path` names, and that are in the layout found."""
     try:
-        if not root.is_dir():
-            raise InputError(f"image source {root}: no such folder. Give a folder of .tar, .parquet or class folders.")
-        base = root.path.rstrip("/")
-        listed = {name[len(base) + 1 :]: info for name, info in sorted(root.fs.find(base, detail=True).items())}
+        root, found = find_files(path)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  fsspec filesystems raise their own exceptions
-        raise InputError(f"image source {root}: cannot be read ({type(error).__name__}: {error})") from None
+        raise InputError(f"image source {path}: cannot be read ({type(error).__name__}: {error})") from None
     for layout in LAYOUTS.values():
-        if infos := {name: info for name, info in listed.items() if layout.takes(name)}:
+        if infos := {name: info for name, info in found.items() if layout.takes(name)}:
             return _Files(root, layout, infos)
-    raise InputError(f"image source {root}: holds no .tar, no .parquet and no class folders with images.")
+    raise InputError(f"image source {root}: holds no .tar, no .parquet and no images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
 def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None = None) -> Listing:
@@ -206,7 +210,7 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
     names = files.layout.classes(files.root, list(files.infos)) or _table(files.root) or _table(above)
     if like is not None:
         more = sorted(set(names) - set(like.classes))
-        if more or (names != like.classes and names and files.layout is not FOLDER):
+        if more or (names != like.classes and names and files.layout not in _SINGLE_IMAGES):
             raise InputError(
                 f"image source {files.root}: its classes are not those of {like.root}, which is trained on"
                 + (f": there is no {more[0]!r}" if more else ": their order differs")
@@ -234,7 +238,7 @@ def _digest(files: _Files, classes: Sequence[str]) -> str:
     for name, info in files.infos.items():
         checksum = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")
         digest.update(json.dumps([name, info["size"], checksum]).encode())
-        if not checksum and files.layout is not FOLDER and is_local(files.root):
+        if not checksum and files.layout not in _SINGLE_IMAGES and is_local(files.root):
             with (files.root / name).open("rb") as file:
                 digest.update(file.read(_SAMPLE_BYTES))
                 file.seek(max(0, int(info["size"]) - _SAMPLE_BYTES))

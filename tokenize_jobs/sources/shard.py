@@ -8,6 +8,7 @@ from upath import UPath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
+Format = Literal["webdataset", "parquet", "folder", "flat"]
 Wants = Callable[[str], bool]
 """Tells by its key whether a sample is asked for: others need not be read."""
 
@@ -35,7 +36,7 @@ class Sample:
 class Layout:
     """One way in which images and labels lie in files."""
 
-    name: Literal["webdataset", "parquet", "folder"]
+    name: Format
     takes: Callable[[str], bool]
     """Tells by its name, relative to the root, whether a file holds images in this layout."""
     classes: Callable[[UPath, Sequence[str]], tuple[str, ...]]

@@ -1,0 +1,98 @@
+"""What a user can write for a source, and which files it names, on a disk and on another filesystem."""
+
+import pytest
+from upath import UPath
+
+from infra.errors import InputError
+from tests.tokenize_jobs.test_splits import class_folders, labels_by_key, picture, tar
+from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
+from tokenize_jobs.sources.patterns import find_files
+
+NAMES = [f"train-{n:03d}.tar" for n in range(12)] + ["val-000.tar", "notes.txt", "sub/more.tar"]
+
+
+@pytest.fixture(params=["disk", "memory"])
+def root(request, tmp_path):
+    path = UPath(tmp_path) if request.param == "disk" else UPath(f"memory://{tmp_path.name}")
+    for name in NAMES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(name.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("", sorted(NAMES)),
+        ("/train-003.tar", ["train-003.tar"]),
+        ("/train-{002..004}.tar", [f"train-{n:03d}.tar" for n in (2, 3, 4)]),
+        ("/{train,val}-000.tar", ["train-000.tar", "val-000.tar"]),
+        ("/train-*.tar", NAMES[:12]),
+        ("/train-00[89].tar", ["train-008.tar", "train-009.tar"]),
+        ("/val-000.tar::ROOT/train-01{0..1}.tar", ["train-010.tar", "train-011.tar", "val-000.tar"]),
+        ("/sub::ROOT/val-*.tar", ["sub/more.tar", "val-000.tar"]),
+    ],
+)
+def test_source_as_written_names_these_files_below_one_folder(root, written, names):
+    text = f"{root}{written}".replace("ROOT", str(root))
+    folder, infos = find_files(text)
+    assert list(infos) == names
+    assert [(folder / name).read_bytes() for name in names] == [name.encode() for name in names]
+    assert str(folder).rstrip("/") == str(root).rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("/none", "no such file or folder"),
+        ("/train-{011..012}.tar", r"train-012\.tar: no such file or folder"),
+        ("/none-*.tar", "matches no file"),
+        ("/train-{000..002.tar", "image source"),
+    ],
+)
+def test_source_that_matches_nothing_is_refused(root, written, message):
+    with pytest.raises(InputError, match=message):
+        scan(f"{root}{written}", 3)
+
+
+def test_list_over_two_filesystems_is_refused(tmp_path):
+    with pytest.raises(InputError, match="several filesystems"):
+        find_files(f"{tmp_path}::memory://x")
+
+
+def test_pattern_of_shards_is_the_source_that_the_folder_of_them_is(tmp_path):
+    for number in range(3):
+        tar(tmp_path / f"part-{number}.tar", [f"{number}"])
+    assert scan(f"{tmp_path}/part-{{0..2}}.tar", 1) == scan(f"{tmp_path}/*.tar", 1) == scan(str(tmp_path), 1)
+    one = scan(str(tmp_path / "part-1.tar"), 1)
+    assert labels_by_key(one) == {"1": 0}
+
+
+def test_pattern_over_splits_is_split(tmp_path):
+    for name in ("c-train-0", "c-train-1", "c-test-0"):
+        tar(tmp_path / f"{name}.tar", [name])
+    images = scan_images(ImageFiles(path=f"{tmp_path}/c-{{train-0,train-1,test-0}}.tar", num_classes=1))
+    assert [len(images.train.shards), len(images.heldout.shards)] == [2, 1]
+
+
+def test_pictures_without_labels_in_one_folder_are_one_class(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.PNG").write_bytes(picture(number))
+    listing = scan(str(tmp_path))
+    assert listing.classes == ("image",)
+    assert labels_by_key(listing) == {f"{number}.PNG": 0 for number in range(3)}
+
+
+def test_flat_folders_named_as_splits_are_splits_of_one_class(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.png").write_bytes(picture(1))
+    images = scan_images(ImageFiles(path=str(tmp_path)))
+    assert images.train.classes == images.heldout.classes == ("image",)
+    assert images.train.root.endswith("train")
+
+
+def test_some_class_folders_named_by_a_pattern_keep_their_names(tmp_path):
+    class_folders(tmp_path, ["cat", "dog", "emu"])
+    assert scan(f"{tmp_path}/{{cat,emu}}").classes == ("cat", "emu")
+    assert scan(f"{tmp_path}/?[ao]*").classes == ("cat", "dog")

@@ -1,0 +1,70 @@
+"""What a user writes of a source -> its files: a folder, a file, a list `A::B`, braces `{000..146}`, wildcards `*`."""
+
+import posixpath
+from typing import Any
+
+from braceexpand import UnbalancedBracesError, braceexpand
+from upath import UPath
+
+from infra.errors import InputError
+from infra.storage import location
+
+Infos = dict[str, dict[str, Any]]
+_WILD = frozenset("*?[")
+
+
+def find_files(text: str) -> tuple[UPath, Infos]:
+    """Return the folder that a source's files lie below, and what the filesystem knows of each, by relative name.
+
+    Names are sorted. Raises InputError for what matches nothing or lies on several filesystems, and what the
+    filesystem raises.
+    """
+    paths = _expanded(text)
+    above, found, listed = list[str](), Infos(), dict[str, Infos]()
+    for path in paths:
+        folder, infos = _below(path, listed if len(paths) > 1 else {})
+        above.append(folder)
+        found |= infos
+    top = posixpath.commonpath(above)
+    start = len(top.rstrip("/")) + 1
+    infos = {name[start:]: info for name, info in sorted(found.items())}
+    first = paths[0]
+    return (first if len(paths) == 1 and top == first.path.rstrip("/") else _at(first, top)), infos
+
+
+def _expanded(text: str) -> list[UPath]:
+    try:
+        paths = [location(path) for word in text.split("::") for path in braceexpand(word)]
+    except UnbalancedBracesError as error:
+        raise InputError(f"image source {text}: {error}") from None
+    if len({path.protocol for path in paths}) > 1:
+        raise InputError(f"image source {text}: lies on several filesystems; give those of one")
+    return paths
+
+
+def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
+    """Return the folder and the files that one path without braces names; `listed` keeps what folders of files hold."""
+    name = path.path.rstrip("/")
+    parent = posixpath.dirname(name)
+    if parent in listed and name in listed[parent]:
+        return parent, {name: listed[parent][name]}
+    if path.is_dir():
+        return name, path.fs.find(name, detail=True)
+    if path.is_file():
+        listed[parent] = {info["name"]: info for info in path.fs.ls(parent, detail=True) if info["type"] == "file"}
+        return parent, {name: listed[parent].get(name) or path.fs.info(name)}
+    if not _WILD & set(name):
+        raise InputError(f"image source {path}: no such file or folder")
+    matched = path.fs.glob(name, detail=True)
+    found = {match: info for match, info in matched.items() if info["type"] == "file"}
+    for folder in matched.keys() - found.keys():
+        found |= path.fs.find(folder, detail=True)
+    if not found:
+        raise InputError(f"image source {path}: matches no file")
+    fixed = name[: min(name.index(sign) for sign in _WILD if sign in name)]
+    return posixpath.dirname(fixed), found
+
+
+def _at(path: UPath, name: str) -> UPath:
+    """Return the path `name` of the filesystem that `path` is on."""
+    return UPath(path.fs.unstrip_protocol(name)) if path.protocol not in ("", "file", "local") else location(name)
