@@ -16,7 +16,7 @@ def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG
     return ("image",)
 
 
-def _shards(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
+def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
     return striding(files, [0] * len(files))
 
 

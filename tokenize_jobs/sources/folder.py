@@ -17,7 +17,7 @@ def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG
     return tuple(sorted({name.split("/")[0] for name in files}))
 
 
-def _shards(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:
+def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
     return striding(files, [labels[name.split("/")[0]] for name in files])
 
 

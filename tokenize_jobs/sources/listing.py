@@ -18,13 +18,14 @@ from infra.storage import is_local
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
+from tokenize_jobs.sources.imagenet import IMAGENET
 from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.patterns import find_files
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Format, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (WEBDATASET, PARQUET, FOLDER, FLAT)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (IMAGENET, WEBDATASET, PARQUET, FOLDER, FLAT)}
 """In the order in which they are looked for: the first that any file is of is the source's."""
 _SINGLE_IMAGES = (FOLDER, FLAT)
 """Layouts whose files are images themselves."""
@@ -197,7 +198,7 @@ def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None
     classes = _classes(files, num_classes, above, like)
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
-        shards=files.layout.shards(names, {name: label for label, name in enumerate(classes)}),
+        shards=files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)}),
         total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from upath import UPath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-Format = Literal["webdataset", "parquet", "folder", "flat"]
+Format = Literal["webdataset", "parquet", "folder", "flat", "imagenet"]
 Wants = Callable[[str], bool]
 """Tells by its key whether a sample is asked for: others need not be read."""
 
@@ -20,6 +20,8 @@ class Shard:
     name: str
     files: tuple[str, ...]
     labels: tuple[int, ...] = ()
+    span: tuple[int, int] = (0, 0)
+    """First byte and end in the file, for a shard that lies in a larger file."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Layout:
     """Tells by its name, relative to the root, whether a file holds images in this layout."""
     classes: Callable[[UPath, Sequence[str]], tuple[str, ...]]
     """(root, files) -> names of the classes, as far as the files tell them."""
-    shards: Callable[[Sequence[str], Mapping[str, int]], tuple[Shard, ...]]
-    """(files, label of each class name) -> shards."""
+    shards: Callable[[UPath, Sequence[str], Mapping[str, int]], tuple[Shard, ...]]
+    """(root, files, label of each class name) -> shards."""
     read: Callable[[UPath, Shard, Wants], Iterator[Sample]]
     """Yield the samples of a shard that are wanted, and every fault; raise what the storage raises."""
 
 
-def shard_a_file(files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
+def shard_a_file(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
     """Return a shard for each file, named after it."""
     return tuple(Shard(name.rsplit(".", 1)[0].replace("/", "--"), (name,)) for name in files)

@@ -10,7 +10,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_AT = b"ustar", 257
@@ -24,12 +24,25 @@ _EXTENDED = (
 )  # fmt: skip
 
 
+class Seekable(Protocol):
+    """What a tar is read from: a file, or a part of one."""
+
+    def seek(self, position: int, /) -> int:
+        """Go to a position."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read up to `size` bytes; fewer at the end."""
+
+
 @dataclass(frozen=True)
 class Member:
     """A regular file in the tar; `content` is None when it was not wanted, `fault` says why it cannot be used."""
 
     name: str
     content: bytes | None
+    start: int
+    """First byte of the content in the tar."""
+    size: int
     fault: str = ""
 
 
@@ -53,7 +66,7 @@ class _Entry:
     """Where the next header is expected."""
 
 
-def walk(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[Member | Damage]:
+def walk(file: Seekable, wanted: Callable[[str], bool]) -> Iterator[Member | Damage]:
     """Yield the regular files of a tar in their order, with the content of those whose name is wanted, and the damage.
 
     `file` must be able to seek. Raises what reading it raises.
@@ -75,7 +88,7 @@ def walk(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[Member | Dam
         content = _read(file, held.start, held.size) if held.size <= MOST_BYTES and wanted(held.name) else None
 
 
-def _read(file: BinaryIO, start: int, size: int) -> bytes:
+def _read(file: Seekable, start: int, size: int) -> bytes:
     file.seek(start)
     return file.read(size)
 
@@ -83,10 +96,10 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
 def _member(entry: _Entry, content: bytes | None, fault: str) -> Member:
     if entry.size > MOST_BYTES:
         fault = f"{entry.size} bytes are more than the {MOST_BYTES} that are read into memory"
-    return Member(entry.name, content, fault)
+    return Member(entry.name, content, entry.start, entry.size, fault)
 
 
-def _entry(file: BinaryIO, at: int) -> _Entry | None:
+def _entry(file: Seekable, at: int) -> _Entry | None:
     """Return the member whose header, with the extended headers before it, begins at `at`; None if none does."""
     extended, position = b"", at
     while True:
@@ -130,7 +143,7 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _is_end(file: BinaryIO, at: int) -> bool:
+def _is_end(file: Seekable, at: int) -> bool:
     """Tell whether the file ends properly here: two blocks of zeros or more, and nothing else."""
     position = at
     while chunk := _read(file, position, _CHUNK):
@@ -145,7 +158,7 @@ def _search_start(held: _Entry | None, at: int) -> int:
     return at if held is None or held.name.endswith(".tar") else held.start
 
 
-def _search(file: BinaryIO, start: int) -> _Entry | None:
+def _search(file: Seekable, start: int) -> _Entry | None:
     """Return the first member whose header begins at `start` or later."""
     while len(window := _read(file, start, _CHUNK + _BLOCK)) >= _BLOCK:
         found = window.find(_MAGIC, _MAGIC_AT)
@@ -158,7 +171,7 @@ def _search(file: BinaryIO, start: int) -> _Entry | None:
     return None
 
 
-def _holds_header(file: BinaryIO, held: _Entry | None, content: bytes | None) -> bool:
+def _holds_header(file: Seekable, held: _Entry | None, content: bytes | None) -> bool:
     """Tell whether so many bytes of `content` are missing that the next member's first header lies in it."""
     if held is None or not content or _MAGIC not in content or held.name.endswith(".tar"):
         return False
@@ -166,7 +179,7 @@ def _holds_header(file: BinaryIO, held: _Entry | None, content: bytes | None) ->
     return found is not None and found.at < held.start + held.size
 
 
-def _fault(file: BinaryIO, held: _Entry, content: bytes | None, found: _Entry | None) -> str:
+def _fault(file: Seekable, held: _Entry, content: bytes | None, found: _Entry | None) -> str:
     """Return how a place without a header shows that the content before it is not what was written, or nothing."""
     end = held.start + held.size
     if found is not None and found.at < end:

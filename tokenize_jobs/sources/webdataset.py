@@ -6,12 +6,11 @@ Only image, .cls and .json members are read; nothing is unpickled and nothing is
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
 from upath import UPath
 
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants, shard_a_file
-from tokenize_jobs.sources.tar import Damage, Member, walk
+from tokenize_jobs.sources.tar import Damage, Member, Seekable, walk
 
 
 def _takes(name: str) -> bool:
@@ -36,7 +35,7 @@ def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
 
 
 def _groups(
-    file: BinaryIO, is_read: Callable[[str], bool]
+    file: Seekable, is_read: Callable[[str], bool]
 ) -> Iterator[tuple[str | None, dict[str, Member], list[str]]]:
     """Yield (key, members that are read by suffix, damage in it or right after it) of each sample."""
     key, members, damage = None, dict[str, Member](), list[str]()
