@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.cluster import Compute
+from infra.console import say
 from infra.errors import InputError, nearest
 from pipeline.deciding import CODE
 from pipeline.flags import Unprefixed, parse
@@ -25,6 +26,8 @@ class Run:
     """Where the steps are made, and where the results lie."""
     again: tuple[str, ...] = ()
     """Steps to make anew by the present code, and with them what follows from them."""
+    plan: bool = False
+    """Say what would be made, with estimated hours and bytes, and make nothing."""
 
 
 def chosen_run(command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at) -> Run:
@@ -45,6 +48,11 @@ def make_until(
 ) -> "dict[str, Finished]":
     """Make the steps up to `last` of the `recipe` of the first word; returns them by name."""
     chosen = chosen_run(command, words, recipe)
+    if chosen.plan:
+        from pipeline.estimate import estimate
+
+        say(estimate(chosen.recipe, chosen.compute, last, chosen.again))
+        return {}
     from pipeline.run import run
 
     return run(chosen.recipe, chosen.compute, last, chosen.again)

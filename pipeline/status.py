@@ -1,10 +1,14 @@
 """What is cached, made by other code, stale and why, running or missing; makes nothing."""
 
 from collections.abc import Collection
+from pathlib import Path
+
+from upath import UPath
 
 from infra.artifact import Step
 from infra.cluster import Compute
 from infra.console import table
+from infra.follow import logged
 from infra.hold import holder
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
@@ -24,12 +28,21 @@ def status(recipe: Recipe, compute: Compute, again: Collection[str] = ()) -> str
     return f"{text}\n\nwhat differs:\n" + "\n".join(reasons) if reasons else text
 
 
+def _progress(folder: UPath) -> str:
+    """Return how far a step is: its last logged step, the shards committed, the trials finished."""
+    for log in ("metrics.jsonl", "fit.jsonl"):
+        if lines := logged(Path(str(folder / log))):
+            return f", step {lines[-1]['step']}"
+    counts = {what: len(list((folder / what).glob("*.json"))) for what in ("commits", "trials")}
+    return "".join(f", {count} {what}" for what, count in counts.items() if count)
+
+
 def _state(step: Step, outdated: set[str]) -> tuple[str, str, list[str]]:
     """Return state, time and reasons; `outdated` are the steps before it that other code made."""
     artifact = step.find()
     if artifact is None:
         if (by := holder(step.path)) is not None:
-            return "running", "", [f"made by {by}"]
+            return "running", "", [f"made by {by}{_progress(step.path)}"]
         stale = step.explain_stale()
         return ("stale" if stale else "missing"), "", stale
     files, follows = step.changed_code(artifact), sorted(outdated & set(step.inputs))

@@ -12,6 +12,7 @@ from infra.cluster import Compute
 from pipeline.commands.export import Export
 from pipeline.commands.import_ import Import
 from pipeline.commands.latents import Latents
+from pipeline.commands.prune import Prune
 from pipeline.commands.sample import Draw
 from pipeline.commands.ui import UI
 from pipeline.make import Run
@@ -34,7 +35,7 @@ def classes_below(kind, found):
 
 
 CLASSES: list[type] = []
-for root in (Recipe, Compute, Run, Draw, UI, Latents, Import, Export):
+for root in (Recipe, Compute, Run, Draw, UI, Latents, Import, Export, Prune):
     classes_below(root, CLASSES)
 
 

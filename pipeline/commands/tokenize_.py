@@ -11,4 +11,6 @@ from pipeline.make import make_until
 
 def main(words: list[str]) -> None:
     """Make the latents and say where they are."""
-    say(str(make_until("latents", "tokenize", words)["latents"].artifact.path))
+    done = make_until("latents", "tokenize", words)
+    if done:
+        say(str(done["latents"].artifact.path))

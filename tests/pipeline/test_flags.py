@@ -158,8 +158,8 @@ def test_recipe_is_found_by_name_file_record_and_path_of_images(tmp_path):
         recipe_at("recipe.json")
 
 
-def test_run_has_no_flags_but_the_recipes_and_computes_and_what_to_make_anew():
-    assert {f.name for f in fields(Run)} == {"recipe", "compute", "again"}
+def test_run_has_three_flags_beside_the_recipes():
+    assert {f.name for f in fields(Run)} == {"recipe", "compute", "again", "plan"}
 
 
 def test_step_that_there_is_not_cannot_be_made_anew():

@@ -1,0 +1,174 @@
+"""What a recipe would make, in hours and bytes, before anything is made.
+
+Seconds are those of a recorded step that differs in its amount of work alone, scaled; else counted operations (two a
+weight and token forwards, twice that backwards; attention's own and masked tokens left out) at the rates stated here.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from infra.artifact import Step
+from infra.cluster import Compute, Stage
+from infra.console import table
+from infra.fingerprint import canonical
+from infra.storage import location, read_json
+from pipeline.plan import Planner
+from pipeline.recipes import Recipe
+from tokenize_jobs.sources.listing import ImageFiles
+from train.models.config import Model
+
+GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
+"""Operations a second of a GPU in bf16, and of a processor of two cores in float32."""
+_BYTES_AN_IMAGE = 110_000  # ImageNet's own mean
+_KL_OPERATIONS = 0.276e12 / 256**2  # encoder of KL-16, an image and its mirror, by pixel
+_WORK = {"train_steps", "images", "seed", "lr", "warmup_steps"}
+_BYTES_A_WEIGHT = 6 * 4  # weights, their average, and both with AdamW's two moments to go on from
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step costs; None where nothing is known."""
+
+    state: str
+    seconds: float | None = None
+    bytes: float | None = None
+    basis: str = ""
+
+
+def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = ()) -> str:
+    """Return a table of the steps up to `last`: what is cached, and what the others would cost."""
+    plan = Planner(recipe, compute, again=again).plan()
+    images = _images(recipe, plan.steps)
+    found = {step.name: _estimated(step, recipe, plan.model, compute, images) for step in plan.until(last)}
+    rows = [(name, e.state, _hours(e.seconds), _size(e.bytes), e.basis) for name, e in found.items()]
+    rows.append((
+        "all known", "", _hours(sum(e.seconds or 0 for e in found.values())),
+        _size(sum(e.bytes or 0 for e in found.values())), "",
+    ))  # fmt: skip
+    return table(rows, ("step", "", "hours", "bytes", "from"))
+
+
+def _estimated(step: Step, recipe: Recipe, model: Model, compute: Compute, images: int | None) -> Estimate:
+    if step.find() is not None:
+        return Estimate("cached")
+    stage = {"latents": compute.encode, "tokenizer": compute.train, "checkpoint": compute.train}.get(step.name)
+    operations, size = _counted(step.name, recipe, model, images)
+    if (seconds := _recorded(step)) is not None:
+        return Estimate("to make", seconds, size, "recorded seconds of an equal step")
+    if operations is None:
+        return Estimate("to make", None, size, "not known")
+    elsewhere = bool(compute.address or os.environ.get("RAY_ADDRESS"))
+    rate, device = _rate(stage or compute.generate, elsewhere=elsewhere)
+    return Estimate("to make", operations / rate, size, f"{operations / 1e12:,.0f} TFLOP on {device}")
+
+
+def _recorded(step: Step) -> float | None:
+    """Return the seconds of the newest step that differs in its amount of work alone, scaled to this one's."""
+    mine = json.loads(json.dumps(canonical(step.config)))
+    equal = [r for r in _records(step) if _without_work(r["config"]) == _without_work(mine)]
+    if not equal:
+        return None
+    newest = max(equal, key=lambda record: record["finished"])
+    return newest["seconds"] * _work(mine) / _work(newest["config"])
+
+
+def _records(step: Step) -> Iterator[Mapping[str, Any]]:
+    for path in (step.root / "artifacts" / step.name).glob("*/*/artifact.json"):
+        record = read_json(path)
+        if "seconds" in record and "config" in record:
+            yield record
+
+
+def _without_work(tree: Any) -> Any:  # noqa: ANN401
+    if isinstance(tree, dict):
+        return {key: _without_work(value) for key, value in tree.items() if key not in _WORK}
+    return tree
+
+
+def _work(tree: Any) -> float:  # noqa: ANN401
+    """Return the product of the counts of work in a config: training steps, images."""
+    if not isinstance(tree, dict):
+        return 1
+    counts = [
+        value or 1 for key, value in tree.items() if key in ("train_steps", "images") and not isinstance(value, dict)
+    ]
+    product = 1.0
+    for factor in itertools.chain(counts, (_work(value) for value in tree.values())):
+        product *= factor
+    return product
+
+
+def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tuple[float | None, float | None]:
+    """Return the operations of a step and the bytes of what it makes."""
+    if name == "latents" and images is not None:
+        is_kl = recipe.tokenizer.kind in ("kl16", "diffusers")
+        operations = images * _KL_OPERATIONS * recipe.tokenize.image_size**2 if is_kl else None
+        return operations, images * 2 * 2 * model.latent_channels * model.latent_size**2 * 2.0
+    if name not in ("checkpoint", "sweep", "evaluation"):
+        return None, None
+    trunk, head = weights(model)
+    rows = model.num_tokens + getattr(model, "buffer_size", 0)
+    if name == "checkpoint":
+        seen = recipe.train.train_steps * recipe.train.batch_size
+        draws = getattr(model.head, "batch_mul", 1)
+        return seen * 6.0 * (trunk * rows + head * model.num_tokens * draws), (trunk + head) * float(_BYTES_A_WEIGHT)
+    base = recipe.evaluate.generate.sampling
+    settings = recipe.tune.settings(base) if name == "sweep" else [base]
+    drawn = recipe.tune.images if name == "sweep" else recipe.evaluate.generate.images
+    return sum(
+        drawn * 2.0 * (2 if s.cfg_scale != 1 else 1)
+        * (trunk * rows * s.ar_steps + head * model.num_tokens * (s.diffusion_steps.first + s.diffusion_steps.last) / 2)
+        for s in settings
+    ), None  # fmt: skip
+
+
+def weights(model: Model) -> tuple[int, int]:
+    """Return the numbers of weights of a model's trunk and of its head."""
+    import torch  # seconds to import, and only here
+
+    from train.models.build import build_model
+
+    with torch.device("meta"):
+        built = build_model(model)
+    head = sum(parameter.numel() for parameter in built.head.parameters())
+    return sum(parameter.numel() for parameter in built.parameters()) - head, head
+
+
+def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:
+    """Return operations a second and their device: this machine's, or of a cluster `elsewhere` one GPU a worker."""
+    gpus = stage.workers or 1
+    if stage.gpus == 0:
+        gpus = 0
+    elif stage.gpus is None and not elsewhere:
+        import torch
+
+        gpus = min(stage.workers or sys.maxsize, torch.cuda.device_count())
+    if not gpus:
+        return PROCESSOR_RATE, f"a processor at {PROCESSOR_RATE / 1e12:g} TFLOP/s"
+    return gpus * GPU_RATE, f"{gpus} GPU(s) at {GPU_RATE / 1e12:g} TFLOP/s each"
+
+
+def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
+    """Return how many pictures there are: as recorded, else by their bytes."""
+    for name in ("latents", "pictures"):
+        if name in steps and (artifact := steps[name].find()) is not None:
+            return artifact.result.images
+    if not isinstance(recipe.images, ImageFiles):
+        return None
+    root: UPath = location(recipe.images.path)
+    return round(root.fs.du(root.path) / _BYTES_AN_IMAGE)
+
+
+def _hours(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{seconds / 3600:,.2f}"
+
+
+def _size(size: float | None) -> str:
+    return "?" if size is None else f"{size:,.0f}"

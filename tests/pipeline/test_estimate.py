@@ -1,0 +1,73 @@
+"""What a plan would cost: counted, or scaled from what was recorded; nothing is made."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.cluster import Compute
+from infra.fingerprint import canonical
+from infra.storage import write_json
+from pipeline.estimate import GPU_RATE, PROCESSOR_RATE, estimate, weights
+from pipeline.plan import Planner
+from pipeline.recipes import emoji_32
+from train.models.build import build_model
+from train.models.config import mar_base
+
+WITHIN = 0.05
+"""Norms, biases and embeddings are weights that no product counts."""
+
+
+def rows(recipe, compute, last="registration"):
+    lines = estimate(recipe, compute, last).splitlines()[2:]
+    return {line.split()[0]: line for line in lines}
+
+
+def hours(line):
+    return float(line.replace("to make", "make").split()[2])
+
+
+def test_weights_of_mar_b_are_as_published():
+    trunk, head = weights(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
+    assert (trunk + head) / 1e6 == pytest.approx(208, rel=WITHIN)
+
+
+def test_head_of_two_operations_a_weight_is_what_the_counter_counts():
+    model = mar_base().on(latent_size=16, latent_channels=16, num_classes=1000)
+    with torch.device("meta"):
+        head = build_model(model).head
+        linears = [m for m in head.modules() if isinstance(m, torch.nn.Linear)]
+        with FlopCounterMode(display=False) as counter:
+            for linear in linears:
+                linear(torch.empty(7, linear.in_features))
+    assert counter.get_total_flops() == pytest.approx(7 * 2 * weights(model)[1], rel=WITHIN)
+
+
+def test_cost_grows_with_the_work_and_falls_with_the_rate(tmp_path):
+    compute, recipe = Compute(out=str(tmp_path)), emoji_32()
+    longer = replace(recipe, train=replace(recipe.train, train_steps=recipe.train.train_steps * 1000))
+    processors, gpus = (replace(compute, train=replace(compute.train, gpus=g)) for g in (0, 1))
+    cost = hours(rows(longer, processors)["checkpoint"])
+    assert cost == pytest.approx(1000 * hours(rows(recipe, processors)["checkpoint"]), rel=0.2)  # printed with 2 digits
+    assert cost / hours(rows(longer, gpus)["checkpoint"]) == pytest.approx(GPU_RATE / PROCESSOR_RATE, rel=0.2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_recorded_seconds_of_an_equal_step_are_scaled_by_the_work(tmp_path):
+    compute, recipe = Compute(out=str(tmp_path)), emoji_32()
+    step = Planner(recipe, compute).plan().steps["checkpoint"]
+    record = {"config": canonical(recipe.train), "seconds": 7200.0, "finished": "2026-01-01"}
+    write_json(step.root / "artifacts" / "checkpoint" / "emoji-32" / "00000000" / "artifact.json", record)
+    half = replace(recipe, train=replace(recipe.train, train_steps=recipe.train.train_steps // 2))
+    assert "1.00" in rows(half, compute)["checkpoint"]
+    assert "recorded seconds of an equal step" in rows(half, compute)["checkpoint"]
+    other = replace(recipe, train=replace(recipe.train, batch_size=32))
+    assert "TFLOP" in rows(other, compute)["checkpoint"]
+
+
+def test_flag_plan_makes_nothing_and_lists_the_steps_asked_for(mar_here, tmp_path):
+    done = mar_here("train", "emoji-32", "--plan", "--compute.out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:-1]][-1] == "checkpoint"
+    assert not list(tmp_path.iterdir())
