@@ -1,7 +1,4 @@
-"""The only MLflow door. What is recorded comes from artifacts, so an outage loses nothing: the next run records it.
-
-One parent run a recipe, found again by its fingerprint; a child for each step and each trial.
-"""
+"""Runs in MLflow: made, found again by their identity, and filled."""
 
 import logging
 import time
@@ -9,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 from mlflow import MlflowClient, entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
 from upath import UPath
 
 from infra.cluster import check_tracking
@@ -108,9 +105,7 @@ class Tracker:
 
     def image(self, run_id: str, path: Path | UPath, key: str) -> None:
         """Log a picture under a key that is the same in every run, so that the UI lines them up."""
-        with path.open("rb") as file:
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-        self.client.log_image(run_id, pixels, key=key, step=0, synchronous=True)
+        self.client.log_image(run_id, mlflow.Image(str(path)), key=key, step=0, synchronous=True)
 
     def file(self, run_id: str, path: Path | UPath) -> None:
         """Keep a file with the run."""
