@@ -21,6 +21,7 @@ from infra.result import Dataset
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
 _BATCH = 500
 _PARAM_CHARS = 500
+_HISTORY = "train/"
 
 
 for _name in ("mlflow", "alembic"):  # their notices of database set-up are not for the person at the console
@@ -32,7 +33,7 @@ class Tracker:
 
     def __init__(self, uri: str, root: UPath, experiment: str = "mar-pipeline") -> None:
         check_tracking(uri)
-        self.uri = uri
+        self.uri, self._last_steps = uri, dict[str, int]()
         try:
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
@@ -89,15 +90,31 @@ class Tracker:
         self.client.log_batch(run_id, metrics=points)
 
     def history(self, run_id: str, lines: Sequence[Mapping[str, float]]) -> None:
-        """Log many steps' metrics; each line has 'step' and 'time' (seconds)."""
+        """Log many steps' metrics, each step once; each line has 'step' and 'time' (seconds), in order."""
+        if run_id not in self._last_steps:
+            self._last_steps[run_id] = self._last_step(run_id)
+        lines = [line for line in lines if line["step"] > self._last_steps[run_id]]
         points = [
-            Metric(f"train/{key}", float(value), int(line["time"] * 1000), int(line["step"]))
+            Metric(f"{_HISTORY}{key}", float(value), int(line["time"] * 1000), int(line["step"]))
             for line in lines
             for key, value in line.items()
             if key not in ("step", "time") and np.isfinite(value)
         ]
         for start in range(0, len(points), _BATCH):
             self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+        if lines:
+            self._last_steps[run_id] = int(lines[-1]["step"])
+
+    def _last_step(self, run_id: str) -> int:
+        """Return the last step whose metrics the run has, or -1."""
+        names = [name for name in self.client.get_run(run_id).data.metrics if name.startswith(_HISTORY)]
+        if not names:
+            return -1
+        return max(point.step for name in names for point in self.client.get_metric_history(run_id, name))
+
+    def json(self, run_id: str, name: str, tree: Mapping[str, Any]) -> None:
+        """Keep a tree of plain values with the run, as a file."""
+        self.client.log_dict(run_id, dict(tree), name)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""

@@ -5,7 +5,7 @@ records what is missing.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,16 @@ from upath import UPath
 
 from infra.artifact import Artifact, Step
 from infra.console import stage
+from infra.fingerprint import canonical, flatten
 from infra.follow import logged
 from infra.result import Report
+from pipeline.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs none
     from infra.tracking import Tracker
+
+
+MOST_POINTS = 2000
 
 
 def tags_of(path: UPath, commit: str) -> dict[str, str]:
@@ -36,7 +41,8 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
     _log(tracker, run, report)
     tracker.metrics(run, {"seconds": record["seconds"]})
     if report.history is not None and report.history.exists():
-        tracker.history(run, logged(Path(str(report.history))))
+        lines = logged(Path(str(report.history)))
+        tracker.history(run, Thinned(lines[-1]["step"]).of(lines) if lines else [])
     for identity, (name, trial) in report.trials.items():
         _record_trial(tracker, run, identity, name, trial)
     if report.for_parent:
@@ -66,20 +72,38 @@ def _log(tracker: "Tracker", run: str, report: Report) -> None:
         tracker.dataset(run, dataset)
 
 
+class Thinned:
+    """Of a log's lines, one for each of at most MOST_POINTS equal runs of steps, and the last: curves need no more."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.stride, self.bucket = steps, -(-steps // (MOST_POINTS - 1)), -1
+
+    def of(self, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the lines to keep of these, which follow those given before."""
+        kept = []
+        for line in lines:
+            bucket = (line["step"] - 1) // self.stride
+            if bucket > self.bucket or line["step"] == self.steps:
+                kept.append(line)
+            self.bucket = max(bucket, self.bucket)
+        return kept
+
+
 class LiveMetrics:
     """Sends the training log to MLflow while training runs, at most every few seconds; never stops the training."""
 
     def __init__(self, every_seconds: float = 5.0) -> None:
         self.every_seconds, self.lines, self.last = every_seconds, list[Mapping[str, Any]](), 0.0
         self.target: tuple[Tracker, str, Step, str] | None = None
+        self.thinned = Thinned(1)
 
-    def follow(self, tracker: "Tracker", parent: str, step: Step, commit: str) -> None:
-        """Send what comes to the run of `step` below `parent`."""
-        self.target = (tracker, parent, step, commit)
+    def follow(self, tracker: "Tracker", parent: str, step: Step, commit: str, steps: int) -> None:
+        """Send what comes, of `steps` steps in all, to the run of `step` below `parent`."""
+        self.target, self.thinned = (tracker, parent, step, commit), Thinned(steps)
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Take a line of the log."""
-        self.lines.append(line)
+        self.lines += self.thinned.of([line])
         if self.target is None or time.monotonic() - self.last < self.every_seconds:
             return
         tracker, parent, step, commit = self.target
@@ -90,3 +114,18 @@ class LiveMetrics:
         except Exception as error:  # noqa: BLE001  the log stays on disk, and is recorded when the step is done
             stage(step.name, f"MLflow is away ({type(error).__name__}); the log is recorded later")
         self.last = time.monotonic()
+
+
+def told_apart(recipe: Recipe) -> dict[str, Any]:
+    """Return the few parameters that tell runs apart: the recipe in short, and what differs from the named one."""
+    train, model = recipe.train, recipe.train.model
+    short = {
+        "recipe": recipe.name, "image_size": recipe.tokenize.image_size, "tokenizer": recipe.tokenizer.kind,
+        "head": model.head.kind, "train_steps": train.train_steps, "batch_size": train.batch_size, "lr": train.lr,
+        "seed": train.seed,
+    }  # fmt: skip
+    named = RECIPES.get(recipe.name)
+    if named is None:
+        return short
+    before, now = (flatten(canonical(of, identity=False)) for of in (named(), recipe))
+    return {**short, **{name: value for name, value in now.items() if before.get(name) != value}}

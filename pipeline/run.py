@@ -12,7 +12,7 @@ from infra.console import stage
 from infra.storage import require_writable
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
-from pipeline.record import LiveMetrics, record_step
+from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
 from pipeline.summary import summary
 
@@ -54,9 +54,10 @@ def _run(plan: Plan, steps: list[Step], compute: Compute, uri: str, live: LiveMe
 
         tracker = Tracker(uri, plan.root)
         parent = tracker.open(plan.recipe.name, plan.identity)
-        tracker.params(parent, {"recipe": steps[-1].recipe})
+        tracker.params(parent, told_apart(plan.recipe))
+        tracker.json(parent, "recipe.json", steps[-1].recipe)
         if "checkpoint" in plan.steps:
-            live.follow(tracker, parent, plan.steps["checkpoint"], git_commit())
+            live.follow(tracker, parent, plan.steps["checkpoint"], git_commit(), plan.recipe.train.train_steps)
         try:
             for step in steps:
                 done[step.name] = _made(step)

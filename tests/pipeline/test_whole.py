@@ -140,7 +140,7 @@ def test_sample_draws_the_classes_asked_for_and_the_same_images_again(made, mar_
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
 
 
-def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
+def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made, tmp_path):
     import mlflow
     import numpy as np
     import pandas as pd
@@ -166,7 +166,12 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made):
     assert any(
         f.path.startswith("images/samples~grid") for f in client.list_artifacts(parents[0].info.run_id, "images")
     )
-    assert parents[0].data.params["recipe.train.train_steps"] == "12"
+    params = parents[0].data.params
+    assert (params["recipe"], params["train.train_steps"], params["train.model.head.width"]) == ("emoji-32", "12", "32")
+    assert len(params) < 40
+    saved = client.download_artifacts(parents[0].info.run_id, "recipe.json", str(tmp_path))
+    assert json.loads(Path(saved).read_text())["train"]["train_steps"] == 12
+    assert len(losses) == len({point.step for point in losses})
 
     version = client.get_model_version_by_alias("mar-emoji-32", "champion")
     assert version.tags["metric"] == "FD (efficientnet-lite0, 24)"

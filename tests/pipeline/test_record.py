@@ -1,0 +1,43 @@
+"""What goes to MLflow: each step once, at most so many points a curve, the few parameters that tell runs apart."""
+
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from infra.storage import location
+from infra.tracking import Tracker
+from pipeline.recipes import RECIPES, emoji_32
+from pipeline.record import MOST_POINTS, Thinned, told_apart
+
+
+@pytest.mark.parametrize(("steps", "every"), [(12, 2), (2000, 10), (250_000, 20), (6007, 1), (1, 1)])
+def test_curve_has_at_most_so_many_points_evenly_and_the_last_however_it_is_cut(steps, every):
+    lines = [{"step": step} for step in range(every, steps + 1, every)]
+    lines += [{"step": steps}] if lines[-1]["step"] != steps else []
+    whole = Thinned(steps).of(lines)
+    assert len(whole) <= MOST_POINTS
+    assert whole[-1]["step"] == steps
+    assert whole == lines if steps <= MOST_POINTS else len(whole) >= min(len(lines), MOST_POINTS) / 2
+    piecewise = Thinned(steps)
+    assert [line for start in range(0, len(lines), 7) for line in piecewise.of(lines[start : start + 7])] == whole
+
+
+def test_lines_sent_while_training_are_not_sent_again_at_its_end_nor_by_another_process(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    lines = [{"step": step, "time": step, "loss": 1.0 / step} for step in range(1, 9)]
+    tracker = Tracker(uri, location(tmp_path))
+    run = tracker.open("checkpoint", "abc")
+    tracker.history(run, lines[:3])
+    tracker.history(run, lines[:5])
+    Tracker(uri, location(tmp_path)).history(run, lines)
+    points = MlflowClient(uri).get_metric_history(run, "train/loss")
+    assert sorted(point.step for point in points) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameters_of_a_run_are_few_and_hold_what_was_overridden(name):
+    recipe = RECIPES[name]()
+    assert len(told_apart(recipe)) < 12
+    assert told_apart(replace(recipe, train=replace(recipe.train, ema_decay=0.5)))["train.ema_decay"] == 0.5
+    assert "train.ema_decay" not in told_apart(emoji_32())
