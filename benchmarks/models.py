@@ -21,10 +21,10 @@ from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.orders import reveal_counts
 from evaluate.sampling.sampler import sample
 from infra.console import say
-from train.batches import training_draws
+from train.batches import StepInput, TrainingDraws, training_draws
 from train.config import Train
 from train.ema import EMA
-from train.models.autoregressor import Autoregressor, TrainingDraws
+from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
 from train.models.config import Model, mar_base, tiny
 from train.models.patchify import patchify, unpatchify
@@ -58,7 +58,9 @@ class Case:
 def models() -> dict[str, Model]:
     """Return the measured shapes; the transcription knows no dropout."""
     small = tiny().on(latent_size=8, latent_channels=4, num_classes=10)
-    return {"MAR-B": replace(mar_base(), dropout=0.0).on(**IMAGENET_256), "small": small}
+    base = mar_base()
+    base = replace(base, trunk=replace(base.trunk, dropout=0.0))
+    return {"MAR-B": base.on(**IMAGENET_256), "small": small}
 
 
 def cases() -> list[Case]:
@@ -122,7 +124,7 @@ class PlainStep:
 def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Return our step and the transcription's on the same batch."""
     shape = models()[case.model]
-    config = Train(batch_size=case.batch, lr=1e-6, warmup_steps=0)
+    config = Train(batch_size=case.batch, lr=1e-6, warmup_steps=0, precision="bf16" if bf16 else "fp32")
     model = fresh_model(shape)
     plain = PlainStep(model, config)
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
@@ -130,10 +132,10 @@ def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     latents = torch.randn(case.batch, shape.latent_channels, shape.latent_size, shape.latent_size, device=DEVICE)
     labels = torch.arange(case.batch, device=DEVICE) % shape.num_classes
 
+    inputs = StepInput(patchify(latents, shape.patch_size), labels, draws)
+
     def ours() -> Tensor:
-        return training_step(
-            model, ema, optimization, latents, labels, draws, patch_size=shape.patch_size, bf16=bf16
-        )["loss"]  # fmt: skip
+        return training_step(model, model, ema, optimization, inputs)["loss"]
 
     return ours, lambda: plain(latents, labels, draws, bf16=bf16)
 

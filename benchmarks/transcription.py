@@ -52,20 +52,20 @@ def block(w: dict[str, Tensor], name: str, x: Tensor, heads: int) -> Tensor:
 
 def conditions(w: dict[str, Tensor], config: Model, tokens: Tensor, class_vectors: Tensor, mask: Tensor) -> Tensor:
     """Return z (B, L, D) of all tokens; mask (B, L) is True where a token is hidden, equally often in each row."""
-    batch, buffer = len(tokens), config.buffer_size
+    batch, buffer = len(tokens), config.trunk.buffer_size
     x = linear(w, "z_proj", tokens)
     x = torch.cat([class_vectors.unsqueeze(1).expand(-1, buffer, -1), x], 1)
     keep = torch.cat([torch.zeros(batch, buffer, dtype=torch.bool, device=mask.device), mask], 1).logical_not()
     x = norm(w, "z_proj_ln", x + w["encoder_pos_embed_learned"])
     x = x[keep].reshape(batch, -1, x.shape[-1])
-    for index in range(config.encoder_depth):
-        x = block(w, f"encoder_blocks.{index}", x, config.encoder_heads)
+    for index in range(config.trunk.encoder_depth):
+        x = block(w, f"encoder_blocks.{index}", x, config.trunk.encoder_heads)
     x = linear(w, "decoder_embed", norm(w, "encoder_norm", x))
     canvas = w["mask_token"].expand(batch, keep.shape[1], -1).clone().to(x.dtype)
     canvas[keep] = x.reshape(-1, x.shape[-1])
     x = canvas + w["decoder_pos_embed_learned"]
-    for index in range(config.decoder_depth):
-        x = block(w, f"decoder_blocks.{index}", x, config.decoder_heads)
+    for index in range(config.trunk.decoder_depth):
+        x = block(w, f"decoder_blocks.{index}", x, config.trunk.decoder_heads)
     return norm(w, "decoder_norm", x)[:, buffer:] + w["diffusion_pos_embed_learned"]
 
 

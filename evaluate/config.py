@@ -1,6 +1,7 @@
 """What sampling and evaluation are: the part of a recipe that decides images and numbers. Imports nothing heavy."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,19 @@ from train.models.heads import HeadSampling, Solver
 
 LITE0 = "efficientnet-lite0"
 Order = Literal["random", "raster", "halton", "gtr"]
+
+
+STEP_SHAPES: dict[str, Callable[[int, int, int, int], int]] = {
+    "linear": lambda first, last, step, final: last + (final - step) * (first - last) // final if final else first,
+    "two-stage": lambda first, last, step, final: first if step < final / 2 else last,
+}
+"""Diffusion steps at autoregressive step `step` of 0..final."""
+CFG_SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
+    # the published schedule never counts less than one masked token, so it ends just below cfg_scale
+    "linear": lambda scale, masked_after, length: 1 + (scale - 1) * (length - max(masked_after, 1)) / length,
+    "constant": lambda scale, masked_after, length: scale,  # noqa: ARG005
+}
+"""Guidance of the step after which so many of the tokens are still masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +43,7 @@ class DiffusionSteps:
 
     def at(self, step: int, ar_steps: int) -> int:
         """Return the diffusion steps of autoregressive step `step` (0-based)."""
-        if self.shape == "two-stage":
-            return self.first if step < (ar_steps - 1) / 2 else self.last
-        if ar_steps == 1:
-            return self.first
-        return self.last + (ar_steps - 1 - step) * (self.first - self.last) // (ar_steps - 1)
+        return STEP_SHAPES[self.shape](self.first, self.last, step, ar_steps - 1)
 
     def label(self) -> str:
         """Return '100', or 'first..last' where they differ."""
@@ -72,24 +82,21 @@ class Sampling:
 
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:
         """Return the guidance of the step after which `masked_after` tokens are still masked."""
-        if self.cfg_schedule == "constant":
-            return self.cfg_scale
-        # the published schedule never counts less than one masked token, so it ends just below cfg_scale
-        return 1 + (self.cfg_scale - 1) * (num_tokens - max(masked_after, 1)) / num_tokens
+        return CFG_SCHEDULES[self.cfg_schedule](self.cfg_scale, masked_after, num_tokens)
 
-    def check(self, model: Architecture, to_generate: int) -> None:
-        """Raise InputError for settings that this model cannot draw `to_generate` tokens with."""
+    def check(self, model: Architecture, num_tokens: int, kept: Sequence[bool] = ()) -> None:
+        """Raise InputError for settings that this model cannot draw an image of `num_tokens` with.
+
+        `kept` tells by position which tokens are given; none are when it is empty.
+        """
+        kept = tuple(kept) or (False,) * num_tokens
+        to_generate = kept.count(False)
         if not 1 <= self.ar_steps <= to_generate:
             raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
-        if model.generation != "masked" and self.ar_steps != to_generate:
-            raise InputError(
-                f"ar_steps is {self.ar_steps}; a {model.generation} model needs one a token: {to_generate}"
-            )
-        if model.generation == "raster-causal" and self.order != "raster":
-            raise InputError(f"order is '{self.order}'; a raster-causal model generates in order 'raster'")
         if self.cfg_scale != 1 and model.label_drop == 0:
             raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
         try:
+            model.trunk.check_sampling(self.order, self.ar_steps, kept)
             for step in (0, self.ar_steps - 1):
                 model.head.check(self.head_at(step))
         except ValueError as error:

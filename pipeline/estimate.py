@@ -114,7 +114,7 @@ def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tup
     if name not in ("checkpoint", "sweep", "evaluation"):
         return None, None
     trunk, head = weights(model)
-    rows = model.num_tokens + getattr(model, "buffer_size", 0)
+    rows = model.num_tokens + model.trunk.buffer_size
     if name == "checkpoint":
         seen = recipe.train.train_steps * recipe.train.batch_size
         draws = getattr(model.head, "batch_mul", 1)

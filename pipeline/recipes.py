@@ -9,7 +9,7 @@ from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
-from train.models.config import mar_base, mar_huge, mar_large, tiny
+from train.models.config import Architecture, mar_base, mar_huge, mar_large, trunk
 from train.models.heads import DiffusionHead
 from tune.config import NoSweep, SamplingSweep
 
@@ -44,9 +44,9 @@ def emoji_32() -> Recipe:
     It shows that the whole pipeline works, not that it generalises: some two hundred pictures are each seen more than
     a hundred times, and largely memorised.
     """
-    model = replace(tiny(), patch_size=2, buffer_size=2)
     # of 16 tokens all but two or three would always be masked at the published minimum of 0.7
-    model = replace(model, mask_ratio_min=0.3, head=DiffusionHead(width=256, batch_mul=2))
+    masked = replace(trunk(160, 4, 4), buffer_size=2, dropout=0.0, mask_ratio_min=0.3)
+    model = Architecture(trunk=masked, head=DiffusionHead(width=256, batch_mul=2), patch_size=2)
     sampling = Sampling(
         ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=1.5, temperature=0.5
     )

@@ -36,7 +36,8 @@ class Golden:
         """The shape of the recorded model, with dropout and label drop off as in the recording."""
         config = self.meta["config"]
         found = recognise(self.official_state, config["patch_size"], config["encoder_num_heads"])
-        return replace(found, dropout=0.0, head=replace(found.head, batch_mul=config["diffusion_batch_mul"]))
+        trunk = replace(found.trunk, dropout=0.0)
+        return replace(found, trunk=trunk, head=replace(found.head, batch_mul=config["diffusion_batch_mul"]))
 
 
 def load(name: str) -> Golden:

@@ -4,17 +4,38 @@ from dataclasses import replace
 
 import torch
 
+from train.config import Train
+from train.ema import EMA
 from train.models.build import build_model
-from train.models.config import tiny
+from train.models.config import Architecture, trunk
 from train.models.heads import DiffusionHead, FlowHead
+from train.models.trunks import CausalTrunk
+from train.optimizer import Optimization
+from train.step import training_step
 
 HEADS = {"diffusion": DiffusionHead(width=32, depth=2), "flow": FlowHead(width=32, depth=2)}
 
 
+STILL = Train(lr=0.0, warmup_steps=0, grad_clip=float("inf"), precision="fp32")
+
+
+def step_loss(model, inputs, network=None, config=STILL):
+    """The loss of a training step that leaves the weights where they are, and its gradients in `model`."""
+    return training_step(model, network or model, EMA(model, 0.9), Optimization(model, config), inputs)["loss"]
+
+
+CAUSAL = CausalTrunk(buffer_size=8, width=32, depth=4, heads=4, dropout=0.0)
+TRUNKS = {
+    "masked": replace(trunk(32, 2, 4), buffer_size=8, dropout=0.0),
+    "random-causal": CAUSAL,
+    "raster-causal": replace(CAUSAL, order="raster"),
+}
+
+
 def small(generation="masked", kind="diffusion", **changes):
-    shape = replace(tiny(32, 2, 4, 32, 2), generation=generation)
-    shape = replace(shape, head=HEADS[kind], **changes)
-    return shape.on(latent_size=4, latent_channels=3, num_classes=5)
+    return Architecture(trunk=TRUNKS[generation], head=HEADS[kind], **changes).on(
+        latent_size=4, latent_channels=3, num_classes=5
+    )
 
 
 def randomised(config, seed=0):

@@ -3,7 +3,7 @@
 Everything is a function of (seed, step) and the row of the global batch: the same for any number of workers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,45 +14,61 @@ from torch import Tensor
 from infra.seeding import stream
 from tokenize_jobs.store.reader import LatentStore
 from train.config import Train
-from train.models.autoregressor import TrainingDraws
 from train.models.config import Model
-from train.models.masking import num_masked
+from train.models.patchify import patchify
 
 LAWS = {"uniform": np.random.Generator.random, "normal": np.random.Generator.standard_normal}
 
 
 @dataclass(frozen=True)
-class StepInput:
-    """What `training_step` takes, for the rows of one worker."""
+class TrainingDraws:
+    """Every random draw of one training step, for B images with n predicted tokens each."""
 
-    latents: Tensor
+    order: Tensor
+    """(B, L) generation order."""
+    num_visible: int
+    """L - n: the first tokens of the order, given to the model."""
+    drop_label: Tensor
+    """(B,) bool: replace the class by the null class."""
+    head: Mapping[str, Tensor]
+    """What the head's loss draws, by name."""
+
+    def to(self, device: torch.device) -> "TrainingDraws":
+        """Move the tensors to a device without waiting for it."""
+        order, drop_label = (tensor.to(device, non_blocking=True) for tensor in (self.order, self.drop_label))
+        head = {name: tensor.to(device, non_blocking=True) for name, tensor in self.head.items()}
+        return TrainingDraws(order, self.num_visible, drop_label, head)
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What `training_step` takes, for the B rows of one worker."""
+
+    tokens: Tensor
+    """(B, L, C)."""
     labels: Tensor
+    """(B,)."""
     draws: TrainingDraws
 
     def to(self, device: torch.device) -> "StepInput":
-        """Move to a device."""
-        latents, labels = (tensor.to(device, non_blocking=True) for tensor in (self.latents, self.labels))
-        return StepInput(latents, labels, self.draws.to(device))
+        """Move to a device without waiting for it."""
+        tokens, labels = (tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.labels))
+        return StepInput(tokens, labels, self.draws.to(device))
 
 
 def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingDraws:
     """Return the draws of the rows `rows` of the global batch of a step."""
     length = model.num_tokens
-    masked = length
-    if model.generation == "masked":
-        masked = num_masked(stream("mask", seed, step).random(), length, model.mask_ratio_min)
-    draws = [stream("row", seed, step, row) for row in rows]
-    if model.generation == "raster-causal":
-        order = np.tile(np.arange(length), (len(draws), 1))
-    else:
-        order = np.stack([random.permutation(length) for random in draws])
+    predicted = model.trunk.predicted(stream("mask", seed, step).random(), length)
+    streams = [stream("row", seed, step, row) for row in rows]
+    order = np.stack([np.asarray(model.trunk.training_order(random.permutation, length)) for random in streams])
     return TrainingDraws(
         order=torch.from_numpy(order),
-        num_visible=length - masked,
-        drop_label=torch.from_numpy(np.array([random.random() < model.label_drop for random in draws])),
+        num_visible=length - predicted,
+        drop_label=torch.from_numpy(np.array([random.random() < model.label_drop for random in streams])),
         head={
-            name: torch.from_numpy(np.stack([LAWS[law](random, shape, dtype=np.float32) for random in draws], 1))
-            for name, (law, shape) in model.head.training_draws(masked, model.token_channels).items()
+            name: torch.from_numpy(np.stack([LAWS[law](random, shape, dtype=np.float32) for random in streams], 1))
+            for name, (law, shape) in model.head.training_draws(predicted, model.token_channels).items()
         },
     )
 
@@ -62,8 +78,13 @@ def step_input(store: LatentStore, model: Model, config: Train, step: int, rank:
     share, first = config.batch_size // world, step * config.batch_size
     rows = range(rank * share, (rank + 1) * share)
     batch = store.batch(config.seed, range(first + rows.start, first + rows.stop))
-    draws = training_draws(model, config.seed, step, rows)
-    return StepInput(torch.from_numpy(batch.latents), torch.from_numpy(batch.labels), draws)
+    tokens = patchify(torch.from_numpy(batch.latents), model.patch_size)
+    return StepInput(tokens, torch.from_numpy(batch.labels), training_draws(model, config.seed, step, rows))
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step of one worker: dropout is the only draw left to torch."""
+    torch.manual_seed(int(stream("dropout", seed, step, rank).integers(2**31)))
 
 
 def one_ahead(make: Callable[[int], StepInput], steps: range) -> Iterator[tuple[int, StepInput]]:

@@ -53,7 +53,7 @@ class Train:
             raise InputError(
                 f"--train.model.patch-size {model.patch_size} does not divide the size of the latents, {latent_size}"
             )
-        for name in ("encoder", "decoder"):
-            width, heads = getattr(model, f"{name}_width"), getattr(model, f"{name}_heads")
-            if width % heads:
-                raise InputError(f"--train.model.{name}-heads {heads} does not divide {name}-width {width}")
+        try:
+            model.trunk.check()
+        except ValueError as error:
+            raise InputError(f"--train.model.trunk.{error}") from None

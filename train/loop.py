@@ -12,10 +12,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.follow import append
-from infra.seeding import stream
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
-from train.batches import one_ahead, step_input
+from train.batches import one_ahead, seed_dropout, step_input
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
@@ -51,9 +50,10 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             start = load_progress(Path(folder), model, ema, optimization)
-    module = model
+    network = model
     if world > 1:
-        module = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
+        # the head is used outside of the wrapped forward: its hooks work there too, as long as no parameter is unused
+        network = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
 
     def make(step: int) -> Any:  # noqa: ANN401
@@ -61,14 +61,9 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
 
     try:
         for step, inputs in one_ahead(make, range(start, config.train_steps)):
-            torch.manual_seed(
-                int(stream("dropout", config.seed, step, rank).integers(2**31))
-            )  # dropout, the only draw left to torch
-            inputs, lr = inputs.to(device), optimization.lr
-            metrics = training_step(
-                module, ema, optimization, inputs.latents, inputs.labels, inputs.draws,
-                patch_size=job.model.patch_size, bf16=config.precision == "bf16",
-            )  # fmt: skip
+            seed_dropout(config.seed, step, rank)
+            lr = optimization.lr
+            metrics = training_step(model, network, ema, optimization, inputs.to(device))
             done = step + 1
             if log is not None and (done % config.log_every == 0 or done == config.train_steps):
                 log.write(done, {**{name: value.item() for name, value in metrics.items()}, "lr": lr})

@@ -1,8 +1,8 @@
 """AdamW with the published parameter groups, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -20,25 +20,31 @@ def parameter_groups(model: Autoregressor, weight_decay: float) -> list[dict[str
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def learning_rate(
-    step: int, peak: float, warmup_steps: int, train_steps: int, schedule: Literal["constant", "cosine"]
-) -> float:
-    """Return the rate of step `step` (0-based): linear warm-up, then constant or half a cosine to 0."""
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+"""Share of the peak learning rate, by the share done of the steps after the warm-up."""
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int, schedule: str) -> float:
+    """Return the rate of step `step` (0-based): linear warm-up, then the schedule's decay."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if schedule == "constant":
-        return peak
-    progress = (step - warmup_steps) / max(1, train_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * DECAYS[schedule]((step - warmup_steps) / max(1, train_steps - warmup_steps))
 
 
 class Optimization:
-    """AdamW (0.9, 0.95), its schedule and its gradient clip: all of what a step needs to move the weights."""
+    """AdamW (0.9, 0.95), its schedule, gradient clip and precision: all of what a step needs to move the weights."""
 
     def __init__(self, model: Autoregressor, config: Train) -> None:
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
         groups = parameter_groups(model, config.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+    def mixed_precision(self, device: torch.device) -> torch.autocast:
+        """Return the context of a forward pass in the configured precision."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -1,32 +1,32 @@
 """One training step of MAR: read it beside Algorithm 1 and section 4 of Li et al. 2024. No Ray here."""
 
-import torch
 from torch import Tensor, nn
 
+from train.batches import StepInput
 from train.ema import EMA
-from train.models.autoregressor import TrainingDraws
-from train.models.patchify import patchify
+from train.models.autoregressor import Autoregressor
+from train.models.transformer import take_rows
 from train.optimizer import Optimization
 
 
 def training_step(
-    model: nn.Module, ema: EMA, optimization: Optimization, latents: Tensor, labels: Tensor, draws: TrainingDraws,
-    *, patch_size: int, bf16: bool,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Take one gradient step on latents (B, C, H, W) with labels (B,); returns what to log, still on the device.
+    model: Autoregressor, network: nn.Module, ema: EMA, optimization: Optimization, inputs: StepInput
+) -> dict[str, Tensor]:
+    """Take one gradient step; returns what to log, still on the device. `network` is the model, or DDP around it.
 
     Raises FloatingPointError when the gradient is not finite; the weights are then untouched.
     """
-    tokens = patchify(latents, patch_size)  # (B, L, D)
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=bf16):
-        # The model encodes the visible tokens of `draws.order`, decodes a condition z for each masked one,
-        # and takes the Diffusion Loss of the masked tokens given z: `Autoregressor.forward`.
-        terms = model(tokens, labels, draws)
+    tokens, draws = inputs.tokens, inputs.draws  # (B, L, C)
+    masked = draws.order[:, draws.num_visible :].sort(1).values  # (B, n) positions: all but the first of the order
+    with optimization.mixed_precision(tokens.device):
+        # z (B, n, D): what the visible tokens and the class tell of each masked token; then the loss of p(token | z)
+        condition = network(tokens, inputs.labels, draws.drop_label, draws.order, draws.num_visible)
+        found = model.head.loss(take_rows(tokens, masked), condition, draws.head)
     optimization.zero_grad()
-    terms.loss.backward()
+    found.loss.backward()
     gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), optimization.grad_clip)
     if not gradient_norm.isfinite():
-        raise FloatingPointError(f"gradient norm is {gradient_norm.item()}, loss {terms.loss.item()}")
+        raise FloatingPointError(f"gradient norm is {gradient_norm.item()}, loss {found.loss.item()}")
     optimization.step()
     ema.update(model)
-    return {"loss": terms.loss.detach(), **terms.terms, "grad_norm": gradient_norm}
+    return {"loss": found.loss.detach(), **found.terms, "grad_norm": gradient_norm}

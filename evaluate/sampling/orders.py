@@ -1,12 +1,13 @@
 """Generation orders of the L tokens of a square grid, and how many tokens each autoregressive step reveals."""
 
+import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from evaluate.config import Order
-from train.models.masking import check_ar_steps, cosine_reveal
 
 _GTR_SHARES = (0.75, 0.1875, 0.0625)  # of the steps, for the first, second and last stage
 
@@ -18,16 +19,7 @@ def generation_order(kind: Order, random_order: Tensor) -> Tensor:
     all images (Besnier et al. 2025). gtr: the even squares of a checkerboard in two spatially uniform
     stages, then the odd ones, random within a stage (generation then reconstruction, arXiv 2510.17171).
     """
-    if kind == "random":
-        return random_order
-    length = random_order.shape[1]
-    side = round(length**0.5)
-    if kind == "raster":
-        rank = torch.arange(length)
-    elif kind == "halton":
-        rank = _halton_ranks(side)
-    else:
-        rank = _gtr_stages(side)
+    rank = RANKS[kind](round(random_order.shape[1] ** 0.5))
     return random_order.gather(1, rank[random_order].argsort(dim=1, stable=True))
 
 
@@ -47,6 +39,28 @@ def reveal_counts(kind: Order, num_tokens: int, ar_steps: int) -> list[int]:
         last = ar_steps - first - second
     stages = [(first_tokens, first), (first_tokens, second), (num_tokens - 2 * first_tokens, last)]
     return [count for tokens, steps in stages for count in _evenly(tokens, steps)]
+
+
+def cosine_reveal(num_tokens: int, ar_steps: int) -> list[int]:
+    """Return how many tokens each autoregressive step reveals (Li et al. 2024, section 4.3; MaskGIT's schedule).
+
+    After step k of K, floor(L cos(pi/2 (k+1)/K)) tokens stay masked, but at least one is revealed in
+    each step. Raises ValueError unless 1 <= ar_steps <= num_tokens.
+    """
+    check_ar_steps(num_tokens, ar_steps)
+    counts, masked = [], num_tokens
+    for step in range(1, ar_steps + 1):
+        remain = math.floor(num_tokens * math.cos(math.pi / 2 * step / ar_steps))
+        remain = 0 if step == ar_steps else max(1, min(masked - 1, remain))
+        counts.append(masked - remain)
+        masked = remain
+    return counts
+
+
+def check_ar_steps(num_tokens: int, ar_steps: int) -> None:
+    """Raise ValueError unless each step can reveal at least one token."""
+    if not 1 <= ar_steps <= num_tokens:
+        raise ValueError(f"ar_steps is {ar_steps}, but must be from 1 to the {num_tokens} tokens to generate")
 
 
 def _evenly(tokens: int, steps: int) -> list[int]:
@@ -81,3 +95,12 @@ def _gtr_stages(side: int) -> Tensor:
     """Return the stage (L,): 0 where (row + column) % 4 == 0, 1 where it is 2, 2 where it is odd."""
     diagonal = torch.arange(side)[:, None] + torch.arange(side)[None]
     return torch.where(diagonal % 2 == 1, 2, (diagonal % 4) // 2).flatten()
+
+
+RANKS: dict[Order, Callable[[int], Tensor]] = {
+    "random": lambda side: torch.zeros(side * side, dtype=torch.long),
+    "raster": lambda side: torch.arange(side * side),
+    "halton": _halton_ranks,
+    "gtr": _gtr_stages,
+}
+"""The rank (L,) of each position of a grid, by its side; equal ranks are ordered at random."""

@@ -61,12 +61,9 @@ class Known:
 
 def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known | None = None) -> None:
     """Raise InputError for settings, labels or a mask that this model cannot sample with; computes nothing."""
-    length = config.num_tokens
-    to_generate = length
     if known is not None:
         _check_known(config, known)
-        to_generate = int((~known.keep).sum())
-    settings.check(config, to_generate)
+    settings.check(config, config.num_tokens, () if known is None else known.keep.tolist())
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
@@ -81,9 +78,6 @@ def _check_known(config: Model, known: Known) -> None:
     expected = (config.latent_channels, config.latent_size, config.latent_size)
     if known.latents.shape[1:] != expected:
         raise InputError(f"the latents to edit are {tuple(known.latents.shape[1:])}; this model has {expected}")
-    kept_first = bool(known.keep[: int(known.keep.sum())].all())
-    if config.generation == "raster-causal" and not kept_first:
-        raise InputError("a raster-causal model can only go on after kept tokens that come first in raster order")
 
 
 @torch.inference_mode()

@@ -67,8 +67,9 @@ def import_checkpoint(file: str, config: Import) -> str:
     )  # fmt: skip
     write_model(location(config.to), card, *models)
     parameters = sum(parameter.numel() for parameter in models[0].parameters())
+    trunk = shape.trunk
     return (
-        f"{config.to}: {parameters} parameters, encoder {shape.encoder_depth} x {shape.encoder_width}, head "
+        f"{config.to}: {parameters} parameters, encoder {trunk.encoder_depth} x {trunk.encoder_width}, head "
         f"{shape.head.depth} x {shape.head.width}, {shape.num_tokens} tokens of {shape.token_channels}, "
         f"{shape.num_classes} classes"
     )

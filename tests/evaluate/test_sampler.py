@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.sampling.orders import generation_order, reveal_counts
+from evaluate.sampling.orders import cosine_reveal, generation_order, reveal_counts
 from evaluate.sampling.sampler import ImageNoise, Known, sample
 from infra.errors import InputError
 from tests.small_model import ORDER_OF, randomised, small
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
 from train.models.heads import HeadSampling
-from train.models.masking import cosine_reveal
 
 FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), order="raster")
 

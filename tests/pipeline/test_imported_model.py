@@ -14,12 +14,12 @@ from tests.golden_arrays import formula_weight
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tests.train.test_published import kl16_official_names
 from train.models.build import build_model
-from train.models.config import trunk
+from train.models.config import Architecture, trunk
 from train.models.heads import DiffusionHead
 from train.models.published import to_published
 
 pytestmark = pytest.mark.e2e
-SHAPE = replace(trunk(64, 2, 1), buffer_size=4, head=DiffusionHead(width=48, depth=2)).on(
+SHAPE = Architecture(trunk=replace(trunk(64, 2, 1), buffer_size=4), head=DiffusionHead(width=48, depth=2)).on(
     latent_size=4, latent_channels=16, num_classes=3
 )
 STEPS = ("--{}.ar-steps", "4", "--{}.diffusion-steps.first", "5", "--{}.diffusion-steps.last", "5")

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 def recipe(folder, share):
     small = emoji_32()
-    model = replace(small.train.model, encoder_width=32, decoder_width=32)
+    model = replace(small.train.model, trunk=replace(small.train.model.trunk, encoder_width=32, decoder_width=32))
     sampling = Sampling(ar_steps=2, diffusion_steps=DiffusionSteps(first=2, last=2))
     return replace(
         small, images=ImageFiles(path=str(folder), num_classes=2, heldout_share=share),

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[2]
 TINY = """
     --images.classes face flag
     --tokenizer.train-steps 20 --tokenizer.width 16
-    --train.model.encoder-width 32 --train.model.decoder-width 32 --train.model.head.width 32
+    --train.model.trunk.encoder-width 32 --train.model.trunk.decoder-width 32 --train.model.head.width 32
     --train.train-steps 12 --train.batch-size 16 --train.checkpoint-every 4 --train.log-every 2
     --evaluate.generate.images 24 --reference.images 40
     --evaluate.generate.sampling.diffusion-steps.first 5 --evaluate.generate.sampling.diffusion-steps.last 5

@@ -8,7 +8,8 @@ import torch
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.sampler import sample
 from tests.golden_arrays import Golden, assert_reproduced, assert_sampled, formula_weight, load
-from train.models.autoregressor import TrainingDraws
+from tests.small_model import step_loss
+from train.batches import StepInput, TrainingDraws
 from train.models.build import build_model
 from train.models.config import mar_base
 from train.models.diffusion import SamplingTables, TrainingTables, q_sample
@@ -82,9 +83,8 @@ def test_head_recorded_draws_give_the_recorded_loss_of_every_token(golden, model
 
 def test_model_recorded_draws_give_the_recorded_loss_and_gradients(golden, model):
     arrays = golden.arrays
-    terms = model(arrays["train.tokens"], arrays["train.labels"], training_draws(golden))
-    assert_reproduced(terms.loss.detach().reshape(1), arrays["train.loss"])
-    terms.loss.backward()
+    inputs = StepInput(arrays["train.tokens"], arrays["train.labels"], training_draws(golden))
+    assert_reproduced(step_loss(model, inputs).reshape(1), arrays["train.loss"])
     gradients = to_published({n: p.grad for n, p in model.named_parameters()}, model.config)
     recorded = {n.removeprefix("train.grad."): t for n, t in arrays.items() if n.startswith("train.grad.")}
     assert len(recorded) == 6
@@ -195,7 +195,9 @@ def load_schedules():
 @torch.no_grad()
 def test_mar_base_formula_weights_give_the_recorded_conditions_and_losses():
     recorded = load("mar_base_full").arrays
-    config = replace(mar_base(), dropout=0.0, head=replace(mar_base().head, batch_mul=1))
+    config = replace(
+        mar_base(), trunk=replace(mar_base().trunk, dropout=0.0), head=replace(mar_base().head, batch_mul=1)
+    )
     config = config.on(latent_size=16, latent_channels=16, num_classes=1000)
     model = build_model(config).eval()
     names = to_published(model.state_dict(), config)

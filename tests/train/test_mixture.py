@@ -11,8 +11,8 @@ from evaluate.config import Sampling
 from evaluate.sampling.sampler import ImageNoise, sample
 from infra.errors import InputError
 from tests.golden_arrays import load
-from tests.small_model import small
-from train.batches import training_draws
+from tests.small_model import STILL, small, step_loss
+from train.batches import StepInput, training_draws
 from train.models.build import build_model
 from train.models.heads import HeadSampling, MixtureHead
 from train.models.mixture import Mixture, guided, square_plus
@@ -106,9 +106,8 @@ def test_likelihood_learns_a_known_distribution():
 def test_model_with_a_mixture_head_trains_and_samples_in_bf16():
     config = replace(small(), head=MixtureHead(components=4))
     model, draws = build_model(config), training_draws(config, 0, 0, range(4))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(torch.randn(4, 16, 3), torch.arange(4), draws).loss
-    loss.backward()
+    inputs = StepInput(torch.randn(4, 16, 3), torch.arange(4), draws)
+    loss = step_loss(model, inputs, config=replace(STILL, precision="bf16"))
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in model.head.parameters())
     settings = Sampling(ar_steps=4, cfg_scale=2.0, temperature=0.9, precision="bf16")

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.sampling.sampler import ImageNoise
-from tests.small_model import ORDER_OF, randomised, small
-from train.batches import training_draws
+from tests.small_model import ORDER_OF, randomised, small, step_loss
+from train.batches import StepInput, training_draws
 from train.models.build import build_model
 from train.models.config import mar_base, mar_huge, mar_large
-from train.models.masking import num_masked
 from train.models.patchify import patchify, unpatchify
 from train.models.transformer import put_rows, take_rows
+from train.models.trunks import num_masked
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,10 @@ def test_loss_gradient_is_zero_at_tokens_that_are_not_predicted(generation):
     tokens, labels = torch.randn(2, 16, 3, requires_grad=True), torch.tensor([0, 1])
     vectors = model.class_vectors(labels, 2, draws.drop_label)
     condition = model.training_conditions(tokens, vectors, draws.order, draws.num_visible).detach()
-    model.training_conditions = lambda *_: condition  # visible tokens count through it, and through nothing else
-    gradient = torch.autograd.grad(model(tokens, labels, draws).loss, tokens)[0]
-    visible, predicted = take_rows(gradient, draws.order).split((draws.num_visible, 16 - draws.num_visible), 1)
+    # visible tokens count through it, and through nothing else
+    model.forward = lambda *_: condition
+    step_loss(model, StepInput(tokens, labels, draws))
+    visible, predicted = take_rows(tokens.grad, draws.order).split((draws.num_visible, 16 - draws.num_visible), 1)
     assert visible.shape[1] == (4 if generation == "masked" else 0)
     assert (visible == 0).all()
     assert (predicted != 0).any(-1).all()
@@ -101,6 +102,14 @@ def test_training_conditions_equal_those_of_sampling_step_by_step(generation):
 def test_training_step_compiles_into_one_graph(generation, kind):
     # fullgraph refuses graph breaks, data-dependent shapes and waits for the host: what CUDA graphs need as well
     model = randomised(small(generation, kind))
-    draws, tokens, labels = training_draws(model.config, 0, 0, range(12)), torch.randn(12, 16, 3), torch.arange(12) % 4
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
-    torch.testing.assert_close(compiled(tokens, labels, draws).loss, model(tokens, labels, draws).loss)
+    draws = training_draws(model.config, 0, 0, range(12))
+    inputs = StepInput(torch.randn(12, 16, 3), torch.arange(12) % 4, draws)
+
+    def loss(inputs):
+        draws = inputs.draws
+        masked = draws.order[:, draws.num_visible :].sort(1).values
+        condition = model(inputs.tokens, inputs.labels, draws.drop_label, draws.order, draws.num_visible)
+        return model.head.loss(take_rows(inputs.tokens, masked), condition, draws.head).loss
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(inputs), loss(inputs))

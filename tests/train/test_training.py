@@ -8,7 +8,8 @@ import torch
 
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.sampler import ImageNoise, sample
-from train.batches import training_draws
+from tests.small_model import step_loss
+from train.batches import StepInput, training_draws
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
@@ -20,6 +21,7 @@ from train.step import training_step
 MODEL = tiny(32, 2, 4, 64, 2).on(latent_size=4, latent_channels=3, num_classes=4)
 CONFIG = Train(train_steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9, precision="fp32")
 LATENTS = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 3, 4, 4), dtype=np.float32))
+TOKENS = patchify(LATENTS, 1)
 LABELS = torch.arange(8) % 4
 
 
@@ -32,9 +34,7 @@ def advance(parts, steps, config=CONFIG):
     model, ema, optimization = parts
     for step in steps:
         draws = training_draws(model.config, config.seed, step, range(8))
-        metrics = training_step(
-            model, ema, optimization, LATENTS, LABELS, draws, patch_size=1, bf16=config.precision == "bf16"
-        )
+        metrics = training_step(model, model, ema, optimization, StepInput(TOKENS, LABELS, draws))
     return metrics
 
 
@@ -60,7 +60,8 @@ def test_gradient_of_two_workers_equals_that_of_one():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         draws = training_draws(MODEL, 1, 5, rows)
-        model(patchify(LATENTS[rows.start : rows.stop], 1), LABELS[rows.start : rows.stop], draws).loss.backward()
+        inputs = StepInput(TOKENS[rows.start : rows.stop], LABELS[rows.start : rows.stop], draws)
+        step_loss(model, inputs)
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     one, halves = gradient(range(8)), [gradient(range(4)), gradient(range(4, 8))]
@@ -75,7 +76,7 @@ def test_overfitting_one_batch_regenerates_it():
     labels = torch.arange(8)
     for step in range(300):
         draws = training_draws(shape, 0, step, range(8))
-        training_step(*parts, LATENTS, labels, draws, patch_size=1, bf16=False)
+        training_step(parts[0], *parts, StepInput(TOKENS, labels, draws))
     settings = Sampling(ar_steps=4, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=980)
     drawn = sample(parts[1].model, labels, ImageNoise(0, range(8)), settings)
     nearest = torch.cdist(drawn.flatten(1), LATENTS.flatten(1)).argmin(1)
@@ -84,7 +85,8 @@ def test_overfitting_one_batch_regenerates_it():
 
 
 def test_bf16_training_from_scratch_stays_finite():
-    metrics = advance(start(), range(5), replace(CONFIG, precision="bf16"))
+    config = replace(CONFIG, precision="bf16")
+    metrics = advance(start(config), range(5), config)
     assert all(value.isfinite() for value in metrics.values())
 
 
@@ -93,7 +95,7 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_move():
     before = {name: tensor.clone() for name, tensor in parts[0].state_dict().items()}
     draws = training_draws(MODEL, 0, 0, range(8))
     with pytest.raises(FloatingPointError):
-        training_step(*parts, LATENTS * float("inf"), LABELS, draws, patch_size=1, bf16=False)
+        training_step(parts[0], *parts, StepInput(TOKENS * float("inf"), LABELS, draws))
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts[0].state_dict().items())
 
 

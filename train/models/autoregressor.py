@@ -4,45 +4,21 @@ A model turns the tokens known so far into the condition of each token to predic
 token from it. `order` (B, L) is the generation order: the positions, the first generated first.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from train.models.config import Model
-from train.models.head import HeadLoss
-from train.models.transformer import Block, init_linear_xavier, take_rows
-
-
-@dataclass(frozen=True)
-class TrainingDraws:
-    """Every random draw of one training step, for B images with n predicted tokens each."""
-
-    order: Tensor
-    """(B, L) generation order."""
-    num_visible: int
-    """L - n: the first tokens of the order, given to the model."""
-    drop_label: Tensor
-    """(B,) bool: replace the class by the null class."""
-    head: Mapping[str, Tensor]
-    """What the head's loss draws, by name."""
-
-    def to(self, device: torch.device) -> "TrainingDraws":
-        """Move the tensors to a device without waiting for it."""
-        order, drop_label = (tensor.to(device, non_blocking=True) for tensor in (self.order, self.drop_label))
-        head = {name: tensor.to(device, non_blocking=True) for name, tensor in self.head.items()}
-        return TrainingDraws(order, self.num_visible, drop_label, head)
+from train.models.transformer import Block, init_linear_xavier
 
 
 class Autoregressor(nn.Module):
-    """Base of the two generations: `MAR` and `CausalAR` differ in how conditions are computed."""
+    """Base of the trunks, which differ in how conditions are computed."""
 
-    def __init__(self, config: Model, condition_width: int) -> None:
+    def __init__(self, config: Model, width: int, condition_width: int) -> None:
         super().__init__()
         self.config = config
-        width = config.encoder_width
         self.fake_latent = nn.Parameter(torch.empty(1, width))
         self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, config.num_tokens, condition_width))
         self.class_emb = nn.Embedding(config.num_classes, width)
@@ -52,7 +28,8 @@ class Autoregressor(nn.Module):
 
     def blocks(self, width: int, heads: int, depth: int) -> nn.ModuleList:
         """Return a stack of transformer blocks."""
-        return nn.ModuleList(Block(width, heads, self.config.mlp_ratio, self.config.dropout) for _ in range(depth))
+        trunk = self.config.trunk
+        return nn.ModuleList(Block(width, heads, trunk.mlp_ratio, trunk.dropout) for _ in range(depth))
 
     def initialise(self) -> None:
         """Initialise all but the head as the published implementation does (the head did it itself)."""
@@ -70,12 +47,14 @@ class Autoregressor(nn.Module):
         vectors = self.class_emb(labels)
         return vectors if drop_label is None else torch.where(drop_label[:, None], null, vectors)
 
-    def forward(self, tokens: Tensor, labels: Tensor, draws: TrainingDraws) -> HeadLoss:
-        """Return the loss of predicting the tokens (B, L, C) that the draws mask, given labels (B,) and the rest."""
-        class_vectors = self.class_vectors(labels, len(tokens), draws.drop_label)
-        targets = draws.order[:, draws.num_visible :].sort(1).values
-        condition = self.training_conditions(tokens, class_vectors, draws.order, draws.num_visible)
-        return self.head.loss(take_rows(tokens, targets), condition, draws.head)
+    def forward(self, tokens: Tensor, labels: Tensor, drop_label: Tensor, order: Tensor, num_visible: int) -> Tensor:
+        """Return the conditions (B, L - num_visible, D) of a training step, by position.
+
+        The tokens (B, L, C) after the first `num_visible` of the order (B, L) are predicted from those before them
+        and from labels (B,), or no class where `drop_label` (B,).
+        """
+        class_vectors = self.class_vectors(labels, len(tokens), drop_label)
+        return self.training_conditions(tokens, class_vectors, order, num_visible)
 
     def training_conditions(self, tokens: Tensor, class_vectors: Tensor, order: Tensor, num_visible: int) -> Tensor:
         """Return the condition (B, n, D) of each token after the first `num_visible` of the order, by position."""

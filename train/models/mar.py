@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
 from train.models.transformer import put_rows, take_rows
+from train.models.trunks import MaskedTrunk
 
 
 @dataclass(frozen=True)
@@ -21,24 +22,25 @@ class _Generation:
 
 
 class MAR(Autoregressor):
-    """Names of parameters are those of the published checkpoints, but for the head (`official.py`)."""
+    """Names of parameters are those of the published checkpoints, but for the head (`published.py`)."""
 
-    def __init__(self, config: Model) -> None:
-        super().__init__(config, condition_width=config.decoder_width)
-        rows = config.buffer_size + config.num_tokens
-        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, rows, config.encoder_width))
-        self.encoder_blocks = self.blocks(config.encoder_width, config.encoder_heads, config.encoder_depth)
-        self.encoder_norm = nn.LayerNorm(config.encoder_width, eps=1e-6)
-        self.decoder_embed = nn.Linear(config.encoder_width, config.decoder_width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, rows, config.decoder_width))
-        self.decoder_blocks = self.blocks(config.decoder_width, config.decoder_heads, config.decoder_depth)
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
+    def __init__(self, config: Model, trunk: MaskedTrunk) -> None:
+        super().__init__(config, trunk.encoder_width, condition_width=trunk.decoder_width)
+        self.buffer_size = trunk.buffer_size
+        rows = trunk.buffer_size + config.num_tokens
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, rows, trunk.encoder_width))
+        self.encoder_blocks = self.blocks(trunk.encoder_width, trunk.encoder_heads, trunk.encoder_depth)
+        self.encoder_norm = nn.LayerNorm(trunk.encoder_width, eps=1e-6)
+        self.decoder_embed = nn.Linear(trunk.encoder_width, trunk.decoder_width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, trunk.decoder_width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, rows, trunk.decoder_width))
+        self.decoder_blocks = self.blocks(trunk.decoder_width, trunk.decoder_heads, trunk.decoder_depth)
+        self.decoder_norm = nn.LayerNorm(trunk.decoder_width, eps=1e-6)
         self.initialise()
 
     def encode(self, tokens: Tensor, class_vectors: Tensor, visible: Tensor) -> Tensor:
         """Encode the class and the tokens at positions `visible` (B, k): (B, buffer + k, D)."""
-        buffer, positions = self.config.buffer_size, self.encoder_pos_embed_learned
+        buffer, positions = self.buffer_size, self.encoder_pos_embed_learned
         class_rows = class_vectors[:, None].expand(-1, buffer, -1) + positions[:, :buffer]
         token_positions = take_rows(positions[:, buffer:].expand(len(tokens), -1, -1), visible)
         token_rows = self.z_proj(take_rows(tokens, visible)) + token_positions
@@ -49,7 +51,7 @@ class MAR(Autoregressor):
 
     def decode(self, encoded: Tensor, visible: Tensor, targets: Tensor) -> Tensor:
         """Return the condition (B, n, D) of the tokens at positions `targets` (B, n)."""
-        buffer, batch = self.config.buffer_size, len(encoded)
+        buffer, batch = self.buffer_size, len(encoded)
         known = self.decoder_embed(encoded)
         canvas = self.mask_token.expand(batch, self.config.num_tokens, -1)
         x = torch.cat([known[:, :buffer], put_rows(canvas, visible, known[:, buffer:])], 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from train.models.config import Model, mar_base, mar_huge, mar_large
 from train.models.heads import DiffusionHead
+from train.models.trunks import MaskedTrunk
 
 _NET = "diffloss.net."
 _FUSED = {kind: f"head.net.modulation.{kind}" for kind in ("weight", "bias")}
@@ -32,7 +33,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
     """Return the tensors under the published names. Raises ValueError for a model without a published form."""
-    if config.generation != "masked" or not isinstance(config.head, DiffusionHead):
+    if not isinstance(config.trunk, MaskedTrunk) or not isinstance(config.head, DiffusionHead):
         raise ValueError("only a masked model with a diffusion head has a published layout")
     width, depth = config.head.width, config.head.depth
     official = {
@@ -62,12 +63,8 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
         classes, hidden = state["class_emb.weight"].shape[0], state["encoder_blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as missing:
         raise ValueError(f"not a MAR checkpoint: tensor {missing} is missing ({closest_size(state)})") from None
-    known = {size.encoder_width: size.encoder_heads for size in (mar_base(), mar_large(), mar_huge())}
-    return Model(
-        latent_size=round(tokens**0.5) * patch_size,
-        latent_channels=channels // patch_size**2,
-        patch_size=patch_size,
-        num_classes=classes,
+    known = {size.trunk.encoder_width: size.trunk.encoder_heads for size in (mar_base(), mar_large(), mar_huge())}
+    trunk = MaskedTrunk(
         buffer_size=buffer,
         encoder_width=encoder_width,
         encoder_depth=_count(state, r"encoder_blocks\.(\d+)\."),
@@ -76,13 +73,20 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
         decoder_depth=_count(state, r"decoder_blocks\.(\d+)\."),
         decoder_heads=heads or known.get(decoder_width, max(1, decoder_width // 64)),
         mlp_ratio=hidden / encoder_width,
+    )
+    return Model(
+        latent_size=round(tokens**0.5) * patch_size,
+        latent_channels=channels // patch_size**2,
+        patch_size=patch_size,
+        num_classes=classes,
+        trunk=trunk,
         head=DiffusionHead(width=head_width, depth=_count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")),
     )
 
 
 def closest_size(state: Mapping[str, Tensor]) -> str:
     """Say which published size these tensors resemble most, by depth and width."""
-    sizes = {"MAR-B": mar_base(), "MAR-L": mar_large(), "MAR-H": mar_huge()}
+    sizes = {"MAR-B": mar_base().trunk, "MAR-L": mar_large().trunk, "MAR-H": mar_huge().trunk}
     widths = [tensor.shape[-1] for name, tensor in state.items() if name.endswith("norm1.weight")]
     width, depth = max(widths, default=0), _count(state, r"encoder_blocks\.(\d+)\.")
     if not widths:

@@ -28,7 +28,7 @@ def test_import_then_export_gives_the_same_tensors(tmp_path, official):
     told = import_checkpoint(str(file), Import(tokenizer=PIXELS, to=str(tmp_path / "model"), heads=4))
     assert "head 2 x 32" in told
     card = read_card(tmp_path / "model")
-    assert (card.model.num_tokens, card.model.token_channels, card.model.buffer_size) == (16, 4, 4)
+    assert (card.model.num_tokens, card.model.token_channels, card.model.trunk.buffer_size) == (16, 4, 4)
     export_checkpoint(str(tmp_path / "model"), Export(to=str(tmp_path / "out.safetensors")))
     exported = load_file(tmp_path / "out.safetensors")
     assert exported.keys() == official.keys()

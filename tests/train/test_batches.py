@@ -1,0 +1,72 @@
+"""The draws of a training step, derived anew from the named streams; and gradients spread over real processes."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from infra.seeding import stream
+from tests.small_model import randomised, small, step_loss
+from train.batches import StepInput, training_draws
+
+
+def masked_share(uniform):
+    """The truncated normal's quantile, by bisection of its distribution function."""
+    normal = NormalDist(1.0, 0.25)
+    low, high = 0.7, 1.0
+    mass = normal.cdf(high) - normal.cdf(low)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (normal.cdf(middle) - normal.cdf(0.7)) / mass < uniform else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("generation", ["masked", "random-causal", "raster-causal"])
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_training_draws_come_from_the_named_streams_in_their_order(generation, kind):
+    model, seed, step, rows = small(generation, kind, label_drop=0.5), 7, 3, range(2, 6)
+    draws = training_draws(model, seed, step, rows)
+    predicted = math.ceil(16 * masked_share(stream("mask", seed, step).random())) if generation == "masked" else 16
+    assert draws.num_visible == 16 - predicted
+    for index, row in enumerate(rows):
+        random = stream("row", seed, step, row)
+        order = np.arange(16) if generation == "raster-causal" else random.permutation(16)
+        assert draws.order[index].tolist() == order.tolist()
+        assert draws.drop_label[index].item() == (random.random() < 0.5)
+        uniform = random.random((4, predicted), dtype=np.float32)
+        noise = random.standard_normal((4, predicted, 3), dtype=np.float32)
+        assert np.array_equal(draws.head["uniform"][:, index], uniform)
+        assert np.array_equal(draws.head["noise"][:, index], noise)
+
+
+def gradients(rank, world, wrap):
+    """The gradients on one worker's share of eight rows."""
+    torch.set_num_threads(1)
+    rows = range(8 // world * rank, 8 // world * (rank + 1))
+    model = randomised(small())
+    tokens = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 16, 3), dtype=np.float32))
+    inputs = StepInput(tokens[rows.start : rows.stop], torch.arange(rows.start, rows.stop) % 5,
+                       training_draws(model.config, 0, 0, rows))  # fmt: skip
+    network = wrap(model)  # kept: it reduces gradients while it lives
+    step_loss(model, inputs, network)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def worker(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(gradients(rank, 2, DistributedDataParallel), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one_in_every_parameter(tmp_path):
+    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    expected = gradients(0, 1, lambda model: model)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

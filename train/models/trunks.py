@@ -1,0 +1,146 @@
+"""The trunks there are: what comes next. How much each predicts at a time, in which orders, and how it is trained.
+
+The network of each is a module of its own. An order is the positions of an image's tokens, the first generated first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from train.models.autoregressor import Autoregressor
+    from train.models.config import Model
+
+_MEAN, _STD = 1.0, 0.25  # of the masking ratio's truncated normal, published recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTrunk:
+    """MAR: a bidirectional encoder and decoder that predict many tokens a step, in any order."""
+
+    kind: Literal["masked"] = "masked"
+    buffer_size: int = 64
+    """Rows holding the class vector in front of the tokens."""
+    encoder_width: int = 768
+    """Channels of the encoder."""
+    encoder_depth: int = 12
+    """Blocks of the encoder."""
+    encoder_heads: int = 12
+    """Attention heads of the encoder."""
+    decoder_width: int = 768
+    """Channels of the decoder."""
+    decoder_depth: int = 12
+    """Blocks of the decoder."""
+    decoder_heads: int = 12
+    """Attention heads of the decoder."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the block's width."""
+    dropout: float = 0.1
+    """Share dropped in attention and after each projection, while training."""
+    mask_ratio_min: float = 0.7
+    """Smallest masked share of an image in training."""
+
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.mar import MAR
+
+        return MAR(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        for name in ("encoder", "decoder"):
+            _check_heads(name + "-", getattr(self, f"{name}_width"), getattr(self, f"{name}_heads"))
+
+    def predicted(self, uniform: float, num_tokens: int) -> int:
+        """Return how many tokens of each image a training step masks, drawn by `uniform` in [0, 1)."""
+        return num_masked(uniform, num_tokens, self.mask_ratio_min)
+
+    def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
+        """Return an image's order in training: a random one."""
+        return permutation(num_tokens)
+
+    def least_steps(self, to_generate: int) -> int:  # noqa: ARG002
+        """Return the fewest steps in which so many tokens can be generated: all at once."""
+        return 1
+
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+        """Take any order, any number of steps and any kept tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalTrunk:
+    """One causal stack that predicts one token a step (Li et al. 2024, Table 1: AR)."""
+
+    kind: Literal["causal"] = "causal"
+    order: Literal["random", "raster"] = "random"
+    """random: trained on, and able to generate in, any order; raster: row by row only."""
+    buffer_size: int = 64
+    """Rows holding the class vector in front of the tokens."""
+    width: int = 768
+    """Channels of the stack."""
+    depth: int = 24
+    """Blocks of the stack."""
+    heads: int = 12
+    """Attention heads of the stack."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the block's width."""
+    dropout: float = 0.1
+    """Share dropped in attention and after each projection, while training."""
+
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.causal import CausalAR
+
+        return CausalAR(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        _check_heads("", self.width, self.heads)
+
+    def predicted(self, uniform: float, num_tokens: int) -> int:  # noqa: ARG002  nothing is drawn
+        """Return how many tokens of each image a training step predicts: all."""
+        return num_tokens
+
+    def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
+        """Return an image's order in training."""
+        return ORDERS[self.order](permutation, num_tokens)
+
+    def least_steps(self, to_generate: int) -> int:
+        """Return the fewest steps in which so many tokens can be generated: one a token."""
+        return to_generate
+
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+        """Raise ValueError for an order, a number of steps, or kept tokens (by position) that it cannot go on with."""
+        to_generate, given = kept.count(False), kept.count(True)
+        if ar_steps != self.least_steps(to_generate):
+            raise ValueError(f"ar_steps is {ar_steps}; a causal model needs one a token: {to_generate}")
+        if self.order == "raster" and order != "raster":
+            raise ValueError(f"order is '{order}'; this model was trained on order 'raster' alone")
+        if self.order == "raster" and not all(kept[:given]):
+            raise ValueError("this model can only go on after kept tokens that come first in raster order")
+
+
+Trunk = MaskedTrunk | CausalTrunk
+ORDERS: dict[str, Callable[[Callable[[int], Sequence[int]], int], Sequence[int]]] = {
+    "random": lambda permutation, length: permutation(length),
+    "raster": lambda _, length: range(length),
+}
+
+
+def num_masked(uniform: float, num_tokens: int, mask_ratio_min: float) -> int:
+    """Return how many tokens of an image are masked in a training step (Li et al. 2024, section 4.2).
+
+    The ratio is a normal (1.0, 0.25) truncated to [mask_ratio_min, 1], by its inverse distribution
+    function at `uniform` in [0, 1): one number per step, shared by the batch, keeps shapes equal.
+    """
+    normal = NormalDist()
+    low = normal.cdf((mask_ratio_min - _MEAN) / _STD)
+    ratio = _MEAN + _STD * normal.inv_cdf(min(max(low + uniform * (0.5 - low), 1e-12), 0.5))
+    return min(max(math.ceil(num_tokens * ratio), 1), num_tokens)
+
+
+def _check_heads(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"{name}heads {heads} does not divide {name}width {width}")
