@@ -145,7 +145,7 @@ def test_tar_with_every_fault_keeps_the_good_samples(tmp_path):
     assert [(s.key, s.fault.split(":")[0]) for s in samples if s.fault] == [
         ("nolabel", "no label"),
         ("outside", "label 3 is not in 0..2"),
-        ("textlabel", "no label"),
+        ("textlabel", "label 'cat' is the name of no class"),
         ("../../etc/evil", "unsafe path in the tar"),
         ("/abs/evil", "unsafe path in the tar"),
         ("pickled", "no image"),

@@ -62,7 +62,7 @@ TARS = {
 
 def read(content, tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
-    return list(WEBDATASET.read(location(tmp_path), Shard("a", ("a.tar",)), lambda key: True))
+    return list(WEBDATASET.read(location(tmp_path), Shard("a", ("a.tar",)), lambda key: True, "label"))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def _takes(name: str) -> bool:
     return "/" not in name and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
     return ("image",)
 
 

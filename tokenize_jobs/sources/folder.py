@@ -13,12 +13,12 @@ def _takes(name: str) -> bool:
     return "/" in name and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
     return tuple(sorted({name.split("/")[0] for name in files}))
 
 
 def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
-    return striding(files, [labels[name.split("/")[0]] for name in files])
+    return striding(files, [labels.get(name.split("/")[0], -1) for name in files])
 
 
 def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
@@ -30,11 +30,11 @@ def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
     )
 
 
-def read_images(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+def read_images(root: UPath, shard: Shard, wants: Wants, name: str) -> Iterator[Sample]:  # noqa: ARG001
     """Yield the wanted image files of a shard; their names are their keys."""
-    for name, label in zip(shard.files, shard.labels, strict=True):
-        if wants(name):
-            yield Sample(name, (root / name).read_bytes(), label)
+    for key, label in zip(shard.files, shard.labels, strict=True):
+        if wants(key):
+            yield Sample(key, (root / key).read_bytes(), label)
 
 
 FOLDER = Layout("folder", _takes, _classes, _shards, read_images)

@@ -42,7 +42,7 @@ def _takes(name: str) -> bool:
     return bool(_NAME.fullmatch(posixpath.basename(name)))
 
 
-def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
     return tuple(sorted({shard.name for name in files for shard in _class_tars(str(root), name)}))
 
 
@@ -69,7 +69,7 @@ def _class_tars(root: str, name: str) -> tuple[Shard, ...]:
     return tuple(found)
 
 
-def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:  # noqa: ARG001
     def is_read(name: str) -> bool:
         return name.lower().endswith(IMAGE_SUFFIXES) and wants(_key(name))
 

@@ -14,11 +14,12 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from infra.storage import is_local
+from infra.storage import is_local, location
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.imagenet import IMAGENET
+from tokenize_jobs.sources.labels import OWN_LABELS, Labels
 from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.patterns import find_files
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Format, Layout, Shard
@@ -48,6 +49,10 @@ class ImageFiles:
     """Split never trained on; empty takes validation, or else test."""
     heldout_share: float = 0.02
     """Share of the images kept from training where there is no held-out path or split; 0 keeps none."""
+    label: str = "label"
+    """Field of .json members, or column of Parquet tables, that holds the label: a number or a class's name."""
+    labels: str = where(default="")
+    """CSV or TSV of key and label, in place of labels in the files; a key is a file's name, also without its suffix."""
     num_classes: int = 0
     """Labels are 0..num_classes-1; 0 takes class folders, names in the table's metadata, or lines of classes.tsv."""
 
@@ -62,6 +67,7 @@ class Listing:
     classes: tuple[str, ...]
     digest: str
     total_bytes: int
+    labels: Labels = OWN_LABELS
     heldout: Heldout = NONE_HELD
     side: Literal["all", "train", "heldout"] = "all"
     """Which samples reading gives: all, or those on one side of the rule `heldout`."""
@@ -92,13 +98,14 @@ class _Files:
     root: UPath
     layout: Layout
     infos: dict[str, Any]
+    labels: Labels
 
     def split(self, split: Split, layout: Layout) -> "_Files":
         """Return those of one split that are in `layout`, relative to its folder."""
         prefix = f"{split.folder}/" if split.folder else ""
         root = self.root / split.folder if split.folder else self.root
         infos = {name: self.infos[prefix + name] for name in split.files if layout.takes(name)}
-        return _Files(root, layout, infos)
+        return _Files(root, layout, infos, self.labels)
 
 
 def scan(path: str, num_classes: int = 0, split: str = "") -> Listing:
@@ -115,7 +122,7 @@ def scan_heldout(path: str, train: Listing) -> Listing:
 
     Of splits the validation is taken, or else the test. Raises InputError as `scan` does, and for other classes.
     """
-    files = _find(path)
+    files = _find(path, train.labels)
     splits = _splits(files)
     found = _listing(_chosen(files, splits, _first_heldout(splits)), len(train.classes), above=files.root, like=train)
     if (found.root, found.shards) == (train.root, train.shards):
@@ -130,7 +137,8 @@ def scan_images(images: ImageFiles) -> Images:
     """
     if not 0 <= images.heldout_share < 1:
         raise InputError(f"--images.heldout-share {images.heldout_share}: a share is at least 0 and less than 1")
-    files = _find(images.path)
+    table = str(location(images.labels)) if images.labels else ""
+    files = _find(images.path, Labels(images.label, table))
     splits = _splits(files)
     name = images.split or (TRAIN if splits else "")
     train = _listing(_chosen(files, splits, name), images.num_classes, above=files.root)
@@ -179,7 +187,7 @@ def _chosen(files: _Files, splits: Mapping[str, _Files], name: str) -> _Files:
     return splits[name]
 
 
-def _find(path: str) -> _Files:
+def _find(path: str, labels: Labels = OWN_LABELS) -> _Files:
     """Return all files that `path` names, and that are in the layout found."""
     try:
         root, found = find_files(path)
@@ -189,7 +197,7 @@ def _find(path: str) -> _Files:
         raise InputError(f"image source {path}: cannot be read ({type(error).__name__}: {error})") from None
     for layout in LAYOUTS.values():
         if infos := {name: info for name, info in found.items() if layout.takes(name)}:
-            return _Files(root, layout, infos)
+            return _Files(root, layout, infos, labels)
     raise InputError(f"image source {root}: holds no .tar, no .parquet and no images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
@@ -199,7 +207,7 @@ def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
         shards=files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)}),
-        total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()),
+        total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()), labels=files.labels,
     )  # fmt: skip
 
 
@@ -208,7 +216,8 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
 
     Raises InputError when there are none, not as many as `num_classes`, or one that `like` has not.
     """
-    names = files.layout.classes(files.root, list(files.infos)) or _table(files.root) or _table(above)
+    own = files.layout.classes(files.root, list(files.infos), files.labels.name) if not files.labels.table else ()
+    names = own or _table(files.root) or _table(above) or (files.labels.classes() if files.labels.table else ())
     if like is not None:
         more = sorted(set(names) - set(like.classes))
         if more or (names != like.classes and names and files.layout not in _SINGLE_IMAGES):
@@ -235,7 +244,7 @@ def _table(folder: UPath) -> tuple[str, ...]:
 
 
 def _digest(files: _Files, classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([files.layout.name, classes]).encode())
+    digest = hashlib.sha256(json.dumps([files.layout.name, classes, *files.labels.identity()]).encode())
     for name, info in files.infos.items():
         checksum = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")
         digest.update(json.dumps([name, info["size"], checksum]).encode())

@@ -1,41 +1,57 @@
-"""Parquet tables with columns `image` (bytes, or a struct with bytes, as Hugging Face stores them) and `label`."""
+"""Parquet tables with a column `image` or `img`, bytes or a struct of bytes (Hugging Face), and a column of labels."""
 
 import json
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from upath import UPath
 
+from infra.errors import InputError
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
 
 _BATCH_ROWS = 64
+_IMAGES = ("image", "img")
 
 
 def _takes(name: str) -> bool:
     return name.endswith(".parquet")
 
 
-def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of Hugging Face's ClassLabel, which its library writes into the schema's metadata."""
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
+    """Return the names of Hugging Face's ClassLabel, which its library writes into the schema's metadata.
+
+    Raises InputError when the first table has no column of that name.
+    """
     import pyarrow.parquet as pq  # takes a while, and a cached answer about other layouts needs none
 
     try:
         with (root / files[0]).open("rb") as file:
-            metadata = pq.ParquetFile(file).schema_arrow.metadata or {}
-        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a table that says nothing of them, or is damaged
+            schema = pq.ParquetFile(file).schema_arrow
+    except (OSError, ValueError) as error:  # damaged: its shard's reader says so
         _raise_if_of_storage(error)
+        return ()
+    if label not in schema.names:
+        nearest = get_close_matches(label, schema.names, 1, 0)
+        raise InputError(
+            f"image source {root / files[0]}: no column {label!r}; there are {', '.join(schema.names)}. Choose with "
+            f"--images.label{f' {nearest[0]}' if nearest else ''}."
+        )
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError):
         return ()
     return tuple(map(str, names))
 
 
-def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:
     import pyarrow.parquet as pq
 
     with (root / shard.files[0]).open("rb") as file:
         try:
             table = pq.ParquetFile(file)
-            missing = {"image", "label"} - set(table.schema_arrow.names)
+            image = next((name for name in _IMAGES if name in table.schema_arrow.names), _IMAGES[0])
+            missing = {image, label} - set(table.schema_arrow.names)
             if missing:
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these
@@ -46,10 +62,10 @@ def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
         for group in range(table.num_row_groups):
             row = first
             try:
-                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["image", "label"]):
+                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[image, label]):
                     for value in batch.to_pylist():
                         if wants(key := f"{row:06d}"):
-                            yield _sample(key, value["image"], value["label"])
+                            yield _sample(key, value[image], value[label])
                         row += 1
             except (OSError, ValueError) as error:
                 _raise_if_of_storage(error)
@@ -61,7 +77,7 @@ def _sample(key: str, image: Any, label: Any) -> Sample:  # noqa: ANN401
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes):
         return Sample(key, fault="no image bytes")
-    return Sample(key, content, label if isinstance(label, int) else -1)
+    return Sample(key, content, label if isinstance(label, int | str) and not isinstance(label, bool) else -1)
 
 
 def _raise_if_of_storage(error: Exception) -> None:

@@ -5,7 +5,7 @@ could not be read now is read by the next run.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,14 +28,21 @@ class CroppedSample:
 def read_shard(listing: Listing, shard: Shard) -> Iterator[Sample]:
     """Yield the samples of a shard, on the listing's side, in their order; a fault never costs its neighbours."""
     seen: set[str] = set()
-    for sample in LAYOUTS[listing.format].read(location(listing.root), shard, lambda key: listing.holds(shard, key)):
-        fault = sample.fault
-        if not fault and sample.key in seen:
-            fault = "duplicate id"
-        elif not fault and not 0 <= sample.label < max(len(listing.classes), 1):
-            fault = f"label {sample.label} is not in 0..{len(listing.classes) - 1}" if sample.label >= 0 else "no label"
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    read, root, labels = LAYOUTS[listing.format].read, location(listing.root), listing.labels
+    for sample in read(root, shard, lambda key: listing.holds(shard, key), labels.name):
+        label = -1 if sample.fault else labels.of(sample.key, sample.label, numbers)
+        fault = sample.fault or ("duplicate id" if sample.key in seen else _label_fault(label, len(numbers)))
         seen.add(sample.key)
-        yield Sample(sample.key, fault=fault) if fault else sample
+        yield Sample(sample.key, fault=fault) if fault else replace(sample, label=label)
+
+
+def _label_fault(label: int | str, classes: int) -> str:
+    if isinstance(label, str):
+        return f"label {label!r} is the name of no class"[:200]
+    if label < 0:
+        return "no label"
+    return "" if label < max(classes, 1) else f"label {label} is not in 0..{classes - 1}"
 
 
 def crop_shard(listing: Listing, shard: Shard, size: int) -> Iterator[CroppedSample]:
@@ -47,7 +54,7 @@ def crop_shard(listing: Listing, shard: Shard, size: int) -> Iterator[CroppedSam
                 pixels = centre_crop(decode(sample.content), size)
             except BadImage as error:
                 fault = str(error)
-        yield CroppedSample(sample.key, sample.label, pixels, fault)
+        yield CroppedSample(sample.key, sample.label if isinstance(sample.label, int) else -1, pixels, fault)
 
 
 def cropped_images(

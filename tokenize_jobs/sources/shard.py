@@ -30,7 +30,8 @@ class Sample:
 
     key: str
     content: bytes = b""
-    label: int = -1
+    label: int | str = -1
+    """Number of its class, or its name; -1 for none."""
     fault: str = ""
 
 
@@ -41,12 +42,15 @@ class Layout:
     name: Format
     takes: Callable[[str], bool]
     """Tells by its name, relative to the root, whether a file holds images in this layout."""
-    classes: Callable[[UPath, Sequence[str]], tuple[str, ...]]
-    """(root, files) -> names of the classes, as far as the files tell them."""
+    classes: Callable[[UPath, Sequence[str], str], tuple[str, ...]]
+    """(root, files, name of the label) -> names of the classes, as far as the files tell them."""
     shards: Callable[[UPath, Sequence[str], Mapping[str, int]], tuple[Shard, ...]]
     """(root, files, label of each class name) -> shards."""
-    read: Callable[[UPath, Shard, Wants], Iterator[Sample]]
-    """Yield the samples of a shard that are wanted, and every fault; raise what the storage raises."""
+    read: Callable[[UPath, Shard, Wants, str], Iterator[Sample]]
+    """(root, shard, which are wanted, name of the label) -> samples that are wanted, and every fault.
+
+    It raises what the storage raises.
+    """
 
 
 def shard_a_file(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001

@@ -17,11 +17,11 @@ def _takes(name: str) -> bool:
     return name.endswith(".tar")
 
 
-def _classes(root: UPath, files: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
     return ()
 
 
-def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
+def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:
     def is_read(name: str) -> bool:
         key, suffix = _split(name)
         return suffix in (*IMAGE_SUFFIXES, ".cls", ".json") and wants(key)
@@ -29,7 +29,7 @@ def _read(root: UPath, shard: Shard, wants: Wants) -> Iterator[Sample]:
     with (root / shard.files[0]).open("rb") as file:
         for key, members, damage in _groups(file, is_read):
             if key is not None and wants(key):
-                yield _assemble(key, members)
+                yield _assemble(key, members, label)
             for reason in damage:
                 yield Sample(f"{key or ''}...", fault=reason)
 
@@ -59,7 +59,7 @@ def _split(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), f".{suffix.lower()}"
 
 
-def _assemble(key: str, members: dict[str, Member]) -> Sample:
+def _assemble(key: str, members: dict[str, Member], label: str) -> Sample:
     if key.startswith("/") or ".." in PurePosixPath(key).parts:
         return Sample(key, fault="unsafe path in the tar")
     for suffix, member in members.items():
@@ -68,19 +68,19 @@ def _assemble(key: str, members: dict[str, Member]) -> Sample:
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         return Sample(key, fault="no image")
-    return Sample(key, image.content or b"", _label(members))
+    return Sample(key, image.content or b"", _label(members, label))
 
 
-def _label(members: dict[str, Member]) -> int:
-    """Return the class in .cls, or in the field 'label' of .json, or -1."""
+def _label(members: dict[str, Member], name: str) -> int | str:
+    """Return the class in .cls, or in the field `name` of .json (which img2dataset writes), or -1."""
     try:
-        if ".cls" in members:
-            value = int(members[".cls"].content or b"")
-        else:
-            value = json.loads(members[".json"].content or b"")["label"]
+        if ".cls" in members and name == "label":
+            text = (members[".cls"].content or b"").decode().strip()
+            return int(text) if text.isdecimal() or not text.isprintable() or not text else text
+        value = json.loads(members[".json"].content or b"")[name]
     except (KeyError, ValueError, TypeError):
         return -1
-    return value if isinstance(value, int) else -1
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else -1
 
 
 WEBDATASET = Layout("webdataset", _takes, _classes, shard_a_file, _read)

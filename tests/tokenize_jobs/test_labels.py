@@ -1,0 +1,104 @@
+"""Labels from a named field, a named column or a table: numbers, or names of classes."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import InputError
+from tests.tokenize_jobs.test_sources import write_tar
+from tests.tokenize_jobs.test_splits import labels_by_key, picture, tar
+from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from tokenize_jobs.sources.samples import read_shard
+
+
+def listed(path, **options):
+    return scan_images(ImageFiles(path=str(path), heldout_share=0, **options)).all
+
+
+def test_field_of_img2datasets_json_is_the_label_by_number_or_name(tmp_path):
+    (tmp_path / "classes.tsv").write_text("0\tcat\n1\tdog\n")
+    metas = [
+        {"key": "0", "kind": "dog", "label": 0},
+        {"key": "1", "kind": 1},
+        {"key": "2", "kind": "emu"},
+        {"key": "3"},
+    ]
+    members = [
+        (f"{meta['key']}.{suffix}", content)
+        for meta in metas
+        for suffix, content in (("jpg", picture(1)), ("json", json.dumps(meta).encode()), ("txt", b"a caption"))
+    ]
+    write_tar(tmp_path / "00000.tar", members)
+    listing = listed(tmp_path, label="kind")
+    assert labels_by_key(listing) == {"0": 1, "1": 1}
+    faults = [s.fault for s in read_shard(listing, listing.shards[0]) if s.fault]
+    assert faults == ["label 'emu' is the name of no class", "no label"]
+    assert labels_by_key(listed(tmp_path)) == {"0": 0}
+
+
+def test_column_of_a_table_is_the_label_and_its_own_names_the_classes(tmp_path):
+    features = {"fine": {"names": ["ash", "oak", "yew"], "_type": "ClassLabel"}}
+    table = pa.table({"img": [picture(n) for n in range(3)], "fine": [2, 0, 1], "kind": ["oak", "yew", "elm"]})
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    listing = listed(tmp_path, label="fine")
+    assert listing.classes == ("ash", "oak", "yew")
+    assert list(labels_by_key(listing).values()) == [2, 0, 1]
+    (tmp_path / "classes.tsv").write_text("0\toak\n1\tyew\n")
+    assert labels_by_key(listed(tmp_path, label="kind")) == {"000000": 0, "000001": 1}
+    with pytest.raises(
+        InputError, match=r"no column 'fin'; there are img, fine, kind. Choose with --images.label fine"
+    ):
+        listed(tmp_path, label="fin")
+
+
+@pytest.mark.parametrize(("form", "between"), [("csv", ","), ("tsv", "\t")])
+def test_table_of_labels_stands_in_place_of_the_files_own(form, between, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "flat" / name).write_bytes(picture(1))
+    table = tmp_path / f"labels.{form}"
+    table.write_text(
+        "".join(f"{key}{between}{label}\n" for key, label in [("image", "breed"), ("a.png", "pug"), ("b", "lab")])
+    )
+    listing = listed(tmp_path / "flat", labels=str(table))
+    assert listing.classes == ("lab", "pug")
+    assert labels_by_key(listing) == {"a.png": 1, "b.png": 0}
+    assert [s.fault for s in read_shard(listing, listing.shards[0]) if s.fault] == ["no label"]
+    table.write_text(table.read_text().replace("lab", "poodle"))
+    from tokenize_jobs.sources import labels
+
+    labels._read.cache_clear()
+    changed = listed(tmp_path / "flat", labels=str(table))
+    assert changed.digest != listing.digest
+    assert changed.classes == ("poodle", "pug")
+
+
+def test_table_of_numbers_labels_the_samples_of_tars_and_folders(tmp_path):
+    tar(tmp_path / "a.tar", ["x", "y"], label=7)
+    (tmp_path / "labels.csv").write_text("x,3\ny,0\n")
+    listing = listed(tmp_path, labels=str(tmp_path / "labels.csv"))
+    assert listing.classes == ("0", "1", "2", "3")
+    assert labels_by_key(listing) == {"x": 3, "y": 0}
+    (tmp_path / "folders" / "any").mkdir(parents=True)
+    (tmp_path / "folders" / "any" / "y.png").write_bytes(picture(1))
+    assert labels_by_key(listed(tmp_path / "folders", labels=str(tmp_path / "labels.csv"))) == {"any/y.png": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,1\nb\n", "line 2: a key and a label are needed, not 'b'"),
+        ("a,1\nb,1\na,2\n", "line 3: 'a' has two labels, '1' and '2'"),
+        ("", "holds no labels"),
+        (None, "cannot be read"),
+    ],
+)
+def test_table_of_labels_that_is_none_is_refused(text, message, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        listed(tmp_path, labels=str(tmp_path / "labels.csv"))

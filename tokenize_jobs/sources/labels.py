@@ -1,0 +1,72 @@
+"""Where a source's labels are: in its own files under a name, or in a table of key and label, CSV or TSV."""
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from infra.errors import InputError
+from infra.storage import location
+
+_HEADERS = {"key", "id", "image", "image_id", "file", "filename", "name", "path"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How to find a sample's label: numbers from 0, or names of classes."""
+
+    name: str = "label"
+    """Field of .json members, or column of Parquet tables."""
+    table: str = ""
+    """Path of a table that has all labels, in place of the files' own; workers read it too."""
+
+    def identity(self) -> list[str]:
+        """Return what decides the labels beside the files: nothing where they are called 'label'."""
+        if not self.table:
+            return [] if self.name == "label" else [self.name]
+        return [hashlib.sha256(location(self.table).read_bytes()).hexdigest()]
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the names in the table, sorted; or numbers up to its largest."""
+        found = set(_read(self.table).values())
+        if all(label.isdecimal() for label in found):
+            return tuple(map(str, range(max(map(int, found)) + 1)))
+        return tuple(sorted(found))
+
+    def of(self, key: str, label: int | str, numbers: Mapping[str, int]) -> int | str:
+        """Return the class's number for sample `key`, labelled `label` in its file; a name that is no class stays."""
+        if self.table:
+            rows = _read(self.table)
+            names = (key, PurePosixPath(key).name, PurePosixPath(key).stem)
+            label = next((rows[name] for name in names if name in rows), -1)
+        if isinstance(label, str):
+            return numbers[label] if label in numbers else int(label) if label.isdecimal() else label
+        return label
+
+
+OWN_LABELS = Labels()
+
+
+@lru_cache(maxsize=2)
+def _read(table: str) -> dict[str, str]:
+    """Return the label of each key. Raises InputError naming a line that is no (key, label) or contradicts another."""
+    path = location(table)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels {path}: cannot be read ({error})") from None
+    rows: dict[str, str] = {}
+    delimiter = "\t" if lines and "\t" in lines[0] else ","
+    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+        if not row or (number == 1 and row[0].lower() in _HEADERS):
+            continue
+        if len(row) < 2:
+            raise InputError(f"labels {path}, line {number}: a key and a label are needed, not {row[0]!r}")
+        key, label = row[0].strip(), row[1].strip()
+        if rows.setdefault(key, label) != label:
+            raise InputError(f"labels {path}, line {number}: {key!r} has two labels, {rows[key]!r} and {label!r}")
+    if not rows:
+        raise InputError(f"labels {path}: holds no labels")
+    return rows
