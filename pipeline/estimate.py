@@ -12,16 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from upath import UPath
-
 from infra.artifact import Step
 from infra.cluster import Compute, Stage
 from infra.console import table
 from infra.fingerprint import canonical
-from infra.storage import location, read_json
+from infra.storage import read_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
-from tokenize_jobs.sources.listing import ImageFiles
+from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from train.models.config import Model
 
 GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
@@ -162,8 +160,8 @@ def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
             return artifact.result.images
     if not isinstance(recipe.images, ImageFiles):
         return None
-    root: UPath = location(recipe.images.path)
-    return round(root.fs.du(root.path) / _BYTES_AN_IMAGE)
+    listed = scan_images(recipe.images).all
+    return sum(len(shard.labels) for shard in listed.shards) or round(listed.total_bytes / _BYTES_AN_IMAGE)
 
 
 def _hours(seconds: float | None) -> str:

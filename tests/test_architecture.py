@@ -29,27 +29,3 @@ def test_training_step_is_one_function_of_at_most_30_lines_and_knows_no_ray():
 
 def test_no_file_is_a_dumping_ground():
     assert not {path.stem for path in SOURCES} & {"util", "utils", "misc", "common", "helpers", "base", "core"}
-
-
-def test_readme_and_docs_link_to_files_that_exist():
-    import re
-
-    for document in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_readme_commands_are_known_to_the_command_line():
-    import re
-
-    from pipeline.commands import COMMANDS
-    from pipeline.recipes import RECIPES
-
-    text = (REPOSITORY / "README.md").read_text()
-    for command, word in re.findall(r"^mar (\w+) ?(\S*)", text, re.M):
-        assert command in COMMANDS
-        if command in ("run", "status") and not word.startswith("-"):
-            assert word in RECIPES
-    makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", text, re.M):
-        assert f"\n{target}:" in makefile

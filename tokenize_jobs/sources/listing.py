@@ -38,7 +38,7 @@ class ImageFiles:
     """The user's own images, labelled or not."""
 
     kind: Literal["files"] = "files"
-    """Labelled image files of your own."""
+    """Image files of your own."""
     path: str = where(default="")
     """Folder, file, list (A::B) or pattern ({000..146}, *) of tars, Parquet tables or images; local, s3://, ..."""
     heldout_path: str = where(default="")
