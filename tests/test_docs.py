@@ -54,6 +54,7 @@ def test_commands_are_found_in_the_documents():
     assert {"README.md", "latents.md", "changing.md"} <= {document for document, _ in typed()}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("document", "words"), typed(), ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
 )
