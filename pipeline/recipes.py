@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from evaluate.config import DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
+from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
 from infra.fingerprint import where
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
@@ -48,7 +48,11 @@ def emoji_32() -> Recipe:
     masked = replace(trunk(160, 4, 4), buffer_size=2, dropout=0.0, mask_ratio_min=0.3)
     model = Architecture(trunk=masked, head=DiffusionHead(width=256, batch_mul=2), patch_size=2)
     sampling = Sampling(
-        ar_steps=8, diffusion_steps=DiffusionSteps(first=30, last=30), max_timestep=950, cfg_scale=1.5, temperature=0.5
+        ar_steps=8,
+        diffusion_steps=DiffusionSteps(first=30, last=30),
+        max_timestep=YOUNG_MAX_TIMESTEP,
+        cfg_scale=1.5,
+        temperature=0.5,
     )
     return Recipe(
         name="emoji-32",

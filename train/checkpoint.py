@@ -3,6 +3,7 @@
 A model directory, the artifact that sampling takes, holds model.json, model.safetensors and ema.safetensors.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 from upath import UPath
 
 from infra.errors import InputError
@@ -27,11 +28,12 @@ from train.optimizer import Optimization
 PROGRESS = "progress.pt"
 
 
-def write_model(folder: UPath | Path, card: ModelCard, weights: nn.Module, ema: nn.Module) -> None:
-    """Write a model directory."""
-    for name, module in ((WEIGHTS, weights), (EMA_WEIGHTS, ema)):
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-        write_atomic(folder / name, save(tensors))
+def write_model(
+    folder: UPath | Path, card: ModelCard, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor]
+) -> None:
+    """Write a model directory of raw and averaged weights."""
+    for name, state in ((WEIGHTS, weights), (EMA_WEIGHTS, ema)):
+        write_atomic(folder / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}))
     write_json(folder / MODEL, canonical(card, identity=False))
 
 
@@ -61,8 +63,8 @@ def new_model(config: Model, seed: int) -> Autoregressor:
 def untrained_directory(card: ModelCard, seed: int, folder: UPath) -> UPath:
     """Write a model directory with the initial weights of a training with this seed: the ceiling of an evaluation."""
     if not is_model_directory(folder):
-        model = new_model(card.model, seed)
-        write_model(folder, replace(card, train_steps=0, images_seen=0), model, model)
+        state = new_model(card.model, seed).state_dict()
+        write_model(folder, replace(card, train_steps=0, images_seen=0), state, state)
     return folder
 
 
@@ -72,11 +74,15 @@ def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimi
     torch.save(state, folder / PROGRESS)
 
 
-def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization | None = None) -> int:
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Return what `save_progress` wrote, on the CPU."""
+    return torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
+
+
+def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
     """Go on from what `save_progress` wrote; returns the number of steps done."""
-    state: dict[str, Any] = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
+    state = read_progress(folder)
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
-    if optimization is not None:
-        optimization.load_state_dict(state["optimization"])
-    return state["optimization"]["step"]
+    optimization.load_state_dict(state["optimization"])
+    return optimization.step_number

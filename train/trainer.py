@@ -17,9 +17,8 @@ from infra.storage import read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
 from train.card import ModelCard
-from train.checkpoint import load_progress, new_model, write_model
+from train.checkpoint import read_progress, write_model
 from train.config import Train
-from train.ema import EMA
 from train.loop import NOT_METRICS, TrainJob, train_worker
 from train.results import LOG, CheckpointResult
 
@@ -61,16 +60,15 @@ def train(
     if result.error is not None:
         raise RuntimeError(f"training failed: {result.error}")
     with result.checkpoint.as_directory() as folder:
-        network = new_model(model, config.seed)
-        ema = EMA(network, config.ema_decay)
-        steps = load_progress(Path(folder), network, ema)
+        progress = read_progress(Path(folder))
+    steps = progress["optimization"]["step"]
     card = ModelCard(
         model=model, latent_scale=manifest["latent_scale"], classes=classes,
         tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
         train_steps=steps, images_seen=steps * config.batch_size, ema_decay=config.ema_decay,
     )  # fmt: skip
-    write_model(out, card, network, ema.model)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    write_model(out, card, progress["model"], progress["ema"])
+    parameters = sum(tensor.numel() for tensor in progress["model"].values())
     last, rate = _last_log(log)
     return CheckpointResult(
         train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,

@@ -10,7 +10,9 @@ import torch
 from upath import UPath
 
 from evaluate.config import Sampling
-from evaluate.sampling.sampler import ImageNoise, Known, sample
+from evaluate.sampling.known import Known
+from evaluate.sampling.noise import ImageNoise
+from evaluate.sampling.sampler import sample
 from infra.storage import location, write_atomic
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load

@@ -4,80 +4,29 @@ Li et al. 2024, section 4.3. Every draw comes from a `NoiseSource`, whose stream
 image i of a seed is the same whatever the batch, the worker or its neighbours.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from evaluate.config import Sampling
+from evaluate.sampling.known import Known
+from evaluate.sampling.noise import NoiseSource
 from evaluate.sampling.orders import generation_order, reveal_counts
 from infra.errors import InputError
-from infra.seeding import stream
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
 from train.models.patchify import patchify, unpatchify
 from train.models.transformer import put_rows
 
 
-class NoiseSource(Protocol):
-    """Where the sampler's random draws come from."""
-
-    def order(self, num_tokens: int) -> Tensor:
-        """Return a random order (B, L) of the tokens."""
-
-    def normal(self, draws: int, rows: int, channels: int) -> Tensor:
-        """Return standard normal numbers (draws, B, rows, channels): the next autoregressive step's."""
-
-
-class ImageNoise:
-    """One stream for each image, named by the seed and the image's index."""
-
-    def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self._streams = [stream("image", seed, index) for index in indices]
-
-    def order(self, num_tokens: int) -> Tensor:
-        """Return a random order (B, L) of the tokens."""
-        return torch.from_numpy(np.stack([random.permutation(num_tokens) for random in self._streams]))
-
-    def normal(self, draws: int, rows: int, channels: int) -> Tensor:
-        """Return standard normal numbers (draws, B, rows, channels)."""
-        shape = (draws, rows, channels)
-        drawn = [random.standard_normal(shape, dtype=np.float32) for random in self._streams]
-        return torch.from_numpy(np.stack(drawn, axis=1))
-
-
-@dataclass(frozen=True)
-class Known:
-    """Tokens that are given, for in-painting, out-painting and class-conditional editing."""
-
-    latents: Tensor
-    """(B, C, H, W) latents of the images to edit."""
-    keep: Tensor
-    """(L,) bool: tokens that stay as they are."""
-
-
 def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known | None = None) -> None:
     """Raise InputError for settings, labels or a mask that this model cannot sample with; computes nothing."""
     if known is not None:
-        _check_known(config, known)
+        known.check(config)
     settings.check(config, config.num_tokens, () if known is None else known.keep.tolist())
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
         )
-
-
-def _check_known(config: Model, known: Known) -> None:
-    if known.keep.shape != (config.num_tokens,):
-        raise InputError(f"the mask has shape {tuple(known.keep.shape)}; this model has {config.num_tokens} tokens")
-    if bool(known.keep.all()):
-        raise InputError("the mask keeps every token: nothing to generate")
-    expected = (config.latent_channels, config.latent_size, config.latent_size)
-    if known.latents.shape[1:] != expected:
-        raise InputError(f"the latents to edit are {tuple(known.latents.shape[1:])}; this model has {expected}")
 
 
 @torch.inference_mode()

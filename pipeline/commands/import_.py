@@ -65,7 +65,7 @@ def import_checkpoint(file: str, config: Import) -> str:
         model=shape, latent_scale=config.latent_scale, classes=tuple(str(index) for index in range(shape.num_classes)),
         tokenizer_kind=kind, tokenizer_hash=digest, train_steps=0, images_seen=0, ema_decay=_EMA_DECAY,
     )  # fmt: skip
-    write_model(location(config.to), card, *models)
+    write_model(location(config.to), card, *(model.state_dict() for model in models))
     parameters = sum(parameter.numel() for parameter in models[0].parameters())
     trunk = shape.trunk
     return (

@@ -5,7 +5,7 @@ With the checkpoint of a recipe, or with any model directory and its tokenizer:
     mar sample ./model --tokenizer kl16:/weights/kl16.ckpt --classes 207 --sampling.cfg-scale 2.9
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from evaluate.config import Sampling
 from evaluate.grid import sample_grid
 from evaluate.sampling.generate import Generator
-from evaluate.sampling.sampler import Known
+from evaluate.sampling.known import Known, known_from_pictures
 from infra.cluster import Compute
 from infra.console import say
 from infra.errors import InputError
@@ -24,10 +24,7 @@ from pipeline.recipes import Recipe
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
 from train.card import is_model_directory
-
-_WHITE = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,29 +101,10 @@ def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:
         return None
     if not (edit.image and edit.mask):
         raise InputError("--edit.image and --edit.mask go together: the picture, and what of it to repaint (white)")
-    side = generator.card.model.latent_size * generator.tokenizer.stride
-    image, mask = (_read(path, side) for path in (edit.image, edit.mask))
-    if image.size != mask.size:
-        raise InputError(
-            f"--edit.mask {edit.mask} is {mask.width}x{mask.height} pixels, the image {image.width}x{image.height}: "
-            "both must have the same shape"
-        )
-    tokens = generator.card.model.latent_size // generator.card.model.patch_size
-    repaint = torch.from_numpy(centre_crop(mask, side).max(-1) > _WHITE)
-    keep = ~repaint.unflatten(0, (tokens, -1)).unflatten(2, (tokens, -1)).any(3).any(1)
-    return Known(generator.encode(centre_crop(image, side)).expand(copies, -1, -1, -1), keep.flatten())
-
-
-def _read(path: str, side: int) -> Image.Image:
-    try:
-        image = decode(Path(path).read_bytes())
-    except (OSError, BadImage) as error:
-        raise InputError(f"--edit: {path}: {error}") from None
-    if min(image.size) < side:
-        raise InputError(
-            f"--edit: {path} is {image.width}x{image.height} pixels; this model's images have {side} a side"
-        )
-    return image
+    one = known_from_pictures(
+        Path(edit.image), Path(edit.mask), generator.card.model, generator.tokenizer.stride, generator.encode
+    )
+    return replace(one, latents=one.latents.expand(copies, -1, -1, -1))
 
 
 def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, TokenizerFile]:

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampling.known import Known
+from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.orders import cosine_reveal, generation_order, reveal_counts
-from evaluate.sampling.sampler import ImageNoise, Known, sample
+from evaluate.sampling.sampler import sample
 from infra.errors import InputError
 from tests.small_model import ORDER_OF, randomised, small
 from train.models.build import build_model

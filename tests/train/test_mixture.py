@@ -8,7 +8,8 @@ import torch
 from torch.distributions import Normal
 
 from evaluate.config import Sampling
-from evaluate.sampling.sampler import ImageNoise, sample
+from evaluate.sampling.noise import ImageNoise
+from evaluate.sampling.sampler import sample
 from infra.errors import InputError
 from tests.golden_arrays import load
 from tests.small_model import STILL, small, step_loss

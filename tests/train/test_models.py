@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.sampling.sampler import ImageNoise
+from evaluate.sampling.noise import ImageNoise
 from tests.small_model import ORDER_OF, randomised, small, step_loss
 from train.batches import StepInput, training_draws
 from train.models.build import build_model

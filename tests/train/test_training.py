@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from evaluate.config import DiffusionSteps, Sampling
-from evaluate.sampling.sampler import ImageNoise, sample
+from evaluate.sampling.noise import ImageNoise
+from evaluate.sampling.sampler import sample
 from tests.small_model import step_loss
 from train.batches import StepInput, training_draws
 from train.checkpoint import load_progress, new_model, save_progress

@@ -6,8 +6,9 @@ from torch import nn
 
 from benchmarks import transcription
 from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.orders import reveal_counts
-from evaluate.sampling.sampler import ImageNoise, sample
+from evaluate.sampling.sampler import sample
 from tests.small_model import step_loss
 from train.batches import StepInput, training_draws
 from train.models.build import build_model
