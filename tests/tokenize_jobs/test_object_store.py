@@ -97,7 +97,12 @@ def test_training_streams_the_latents_of_a_bucket(s3, mar, tmp_path):
     command = ("train", "emoji-32", *TINY, "--compute.out", str(tmp_path), "--compute.latents", "s3://latents/shared")
     trained = mar(*command, **s3)
     assert trained.returncode == 0, trained.stderr + trained.stdout
-    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"pictures", "tokenizer", "checkpoint"}
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {
+        "pictures",
+        "tokenizer",
+        "reference",
+        "checkpoint",
+    }
     again = mar(*command, **s3)
     assert "latents | cached" in " ".join(again.stdout.split())
     assert list((tmp_path / "artifacts" / "checkpoint").glob("emoji-32/*/ema.safetensors"))

@@ -26,7 +26,7 @@ class PartReader:
         shard = int(row["shard"])
         try:
             yield from self._parts(shard)
-        except storage_errors() as error:  # told as a row: Ray Data would bury it in an exception of its own
+        except storage_errors() as error:  # a row says it: Ray Data would wrap an exception in its own
             fault = f"{self.source.root}, shard {self.shards[shard].name}: {error}"
             yield _Part(shard, self.image_size).row(last=True, fault=fault)
 
