@@ -22,7 +22,7 @@ from tokenize_jobs.sources.imagenet import IMAGENET
 from tokenize_jobs.sources.labels import OWN_LABELS, Labels
 from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.patterns import find_files
-from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Format, Layout, Shard
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
@@ -61,7 +61,8 @@ class ImageFiles:
 class Listing:
     """What a source holds, without opening its images."""
 
-    format: Format
+    format: str
+    """Name of the layout."""
     root: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from upath import UPath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-Format = Literal["webdataset", "parquet", "folder", "flat", "imagenet"]
 Wants = Callable[[str], bool]
 """Tells by its key whether a sample is asked for: others need not be read."""
 
@@ -39,7 +37,8 @@ class Sample:
 class Layout:
     """One way in which images and labels lie in files."""
 
-    name: Format
+    name: str
+    """What a listing calls it."""
     takes: Callable[[str], bool]
     """Tells by its name, relative to the root, whether a file holds images in this layout."""
     classes: Callable[[UPath, Sequence[str], str], tuple[str, ...]]
