@@ -91,7 +91,9 @@ class FlowHead:
         if settings.steps < 1:
             raise ValueError("diffusion_steps must be at least 1")
         if settings.solver not in self.solvers or settings.max_timestep is not None:
-            raise ValueError(f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep")
+            raise ValueError(
+                f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep: set it to None"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
