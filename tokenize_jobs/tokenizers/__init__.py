@@ -141,10 +141,20 @@ def _geometry_of_diffusers(path: str) -> Geometry:
         raise InputError(f"tokenizer {file}: not the config of a diffusers AutoencoderKL ({error!r})") from None
 
 
+def _geometry_of_fitted(path: str) -> Geometry:
+    file = Path(path).expanduser() / "tokenizer.json"
+    try:
+        found = json.loads(file.read_text())
+        return Geometry(int(found["stride"]), int(found["channels"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
+
+
 _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "kl16": lambda _: Geometry(16, 16),
     "diffusers": _geometry_of_diffusers,
     "taef2": lambda _: Geometry(8, 32),
+    "fitted": _geometry_of_fitted,
     "pixels": lambda _: Geometry(1, 3),
 }
 _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
