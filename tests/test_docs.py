@@ -120,7 +120,8 @@ def test_images_are_drawn_by_the_example(tmp_path, monkeypatch):
         model=shape, latent_scale=1.0, classes=tuple(map(str, range(208))), tokenizer_kind="pixels", tokenizer_hash="pixels",
         train_steps=1, images_seen=1, ema_decay=0.9,
     )  # fmt: skip
-    write_model(tmp_path / "model", card, randomised(shape), randomised(shape))
+    weights = randomised(shape).state_dict()
+    write_model(tmp_path / "model", card, weights, weights)
     monkeypatch.chdir(tmp_path)
     (example,) = blocks("python", REPOSITORY / "README.md")
     for written, meant in (('"kl16", "/weights/kl16.ckpt"', '"pixels", ""'), ("Sampling(", "Sampling(ar_steps=4, ")):
