@@ -135,3 +135,15 @@ class Tracker:
         )
         tag = InputTag("mlflow.data.context", used.context)
         self.client.log_inputs(run_id, [DatasetInput(entity, [tag])])
+
+
+def download_model(name: str, uri: str) -> Path:
+    """Return the local folder of a registered model, models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises InputError when the store at `uri` has none of this name.
+    """
+    mlflow.set_tracking_uri(uri)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
+    except MlflowException as error:
+        raise InputError(f"{name}: no such registered model in {uri} ({error.message.splitlines()[0][:200]})") from None

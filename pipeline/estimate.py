@@ -1,7 +1,8 @@
 """What a recipe would make, in hours and bytes, before anything is made.
 
 Seconds are those of a recorded step that differs in its amount of work alone, scaled; else counted operations (two a
-weight and token forwards, twice that backwards; attention's own and masked tokens left out) at the rates stated here.
+weight and token forwards, twice that backwards; attention's own left out, every trunk as if it saw
+all tokens in each step) at the rates stated here.
 """
 
 import itertools

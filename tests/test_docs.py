@@ -21,7 +21,7 @@ DOCUMENTS = [
 ]
 MAKES_STEPS = ("run", "tokenize", "train", "evaluate", "tune")
 ABSENT = (
-    "no such file|no such folder|Could not connect|cannot be read|does not exist|no trained checkpoint|no latent store|no runs are recorded|"
+    "no such file|no such registered model|no such folder|Could not connect|cannot be read|does not exist|no trained checkpoint|no latent store|no runs are recorded|"
     "not the directory of a model|matches no file"
 )
 """What a command says whose words are right, but whose data or weights are not at hand."""
@@ -62,6 +62,7 @@ def test_command_is_taken_as_it_is_written(document, words, mar_here, tmp_path, 
     monkeypatch.chdir(tmp_path)
     unserved = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+        "AWS_MAX_ATTEMPTS": "1",
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
     }

@@ -1,10 +1,12 @@
 """RECIPE|MODEL [flags]: draw images of chosen classes, or edit one
 
-With the checkpoint of a recipe, or with any model directory and its tokenizer:
+With the checkpoint of a recipe, with a registered model, or with any model directory and its tokenizer:
 
+    mar sample models:/mar-emoji-32@champion --classes 0 1
     mar sample ./model --tokenizer kl16:/weights/kl16.ckpt --classes 207 --sampling.cfg-scale 2.9
 """
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,15 +17,17 @@ from evaluate.config import Sampling
 from evaluate.grid import sample_grid
 from evaluate.sampling.generate import Generator
 from evaluate.sampling.known import Known, known_from_pictures
-from infra.cluster import Compute
+from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
+from infra.fingerprint import from_json
+from infra.storage import local_root
 from pipeline.flags import parse
-from pipeline.plan import Planner, local_path
+from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from train.card import is_model_directory
 
 
@@ -61,18 +65,28 @@ class Draw:
     """Where the recipe's artifacts are."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model directory, its tokenizer, and how it samples unless told otherwise."""
+
+    model: str
+    tokenizer: TokenizerFile
+    sampling: Sampling
+
+
 def main(words: list[str]) -> None:
     """Draw the images and say where they are."""
     target = words[0]
     recipe = recipe_at(target) if is_recipe(target) else None
     default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
-    say(draw(target, recipe, parse(default, words[1:], f"mar sample {target}")))
+    subject = _subject(target, recipe, parse(default, words[1:], f"mar sample {target}"))
+    options = parse(replace(default, sampling=subject.sampling), words[1:], f"mar sample {target}")
+    say(draw(subject, options))
 
 
-def draw(target: str, recipe: Recipe | None, options: Draw) -> str:
-    """Write the images; returns a line saying where. Raises InputError when there is no trained model."""
-    model, weights = _subject(target, recipe, options)
-    generator = Generator(model, weights, use_ema=not options.raw_weights)
+def draw(subject: Subject, options: Draw) -> str:
+    """Write the images; returns a line saying where."""
+    generator = Generator(subject.model, subject.tokenizer, use_ema=not options.raw_weights)
     names = generator.card.classes
     count = generator.card.model.num_classes
     labels = options.classes or tuple(range(min(10, count)))
@@ -107,18 +121,29 @@ def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:
     return replace(one, latents=one.latents.expand(copies, -1, -1, -1))
 
 
-def _subject(target: str, recipe: Recipe | None, options: Draw) -> tuple[str, TokenizerFile]:
+def _subject(target: str, recipe: Recipe | None, options: Draw) -> Subject:
     if recipe is None:
+        if target.startswith("models:"):
+            return _registered(target, options.compute)
         if not is_model_directory(Path(target)):
             raise InputError(f"{target}: not the directory of a model (no model.json)")
-        return target, tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
+        tokenizer = tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
+        return Subject(target, tokenizer, Sampling())
     plan = Planner(recipe, options.compute).plan()
-    if plan.steps["checkpoint"].find() is None:
+    if recipe.checkpoint == "" and plan.steps["checkpoint"].find() is None:
         raise InputError(
             f"recipe {recipe.name} has no trained checkpoint below {plan.root}: `mar train {target}` first"
         )
-    if isinstance(recipe.tokenizer, FitTokenizer):
-        weights = TokenizerFile("fit", str(local_path(plan.path("tokenizer"))))
-    else:
-        weights = tokenizers.find(recipe.tokenizer.kind, recipe.tokenizer.path)
-    return str(plan.path("checkpoint")), weights
+    model = recipe.checkpoint or str(plan.path("checkpoint"))
+    return Subject(model, plan.tokenizer, recipe.evaluate.generate.sampling)
+
+
+def _registered(uri: str, compute: Compute) -> Subject:
+    """Return what the registered model at models:/NAME@ALIAS samples with. Raises InputError when there is none."""
+    from infra.tracking import download_model
+
+    package = download_model(uri, tracking_uri(compute, local_root(compute.out))) / "artifacts" / "package"
+    saved = json.loads((package / "sampling.json").read_text())
+    tokenizer = saved["tokenizer"]
+    file = TokenizerFile(tokenizer["kind"], str(package / tokenizer["file"]) if tokenizer["file"] else "")
+    return Subject(str(package), file, from_json(json.dumps(saved["sampling"]), Sampling, "sampling.json"))

@@ -15,7 +15,7 @@ class Architecture:
     head: Head = field(default_factory=DiffusionHead)
     """From which distribution: the network that draws a token given its condition."""
     patch_size: int = 1
-    """Latents are grouped p x p into tokens."""
+    """Side p of the p x p latents that make a token."""
     label_drop: float = 0.1
     """Share of training images whose class is replaced by the null class: what guidance needs."""
 

@@ -21,6 +21,7 @@ class MaskedTrunk:
     """MAR: a bidirectional encoder and decoder that predict many tokens a step, in any order."""
 
     kind: Literal["masked"] = "masked"
+    """The published MAR: encoder and decoder see all tokens at hand."""
     buffer_size: int = 64
     """Rows holding the class vector in front of the tokens."""
     encoder_width: int = 768
@@ -74,6 +75,7 @@ class CausalTrunk:
     """One causal stack that predicts one token a step (Li et al. 2024, Table 1: AR)."""
 
     kind: Literal["causal"] = "causal"
+    """One causal stack, one token a step."""
     order: Literal["random", "raster"] = "random"
     """random: trained on, and able to generate in, any order; raster: row by row only."""
     buffer_size: int = 64
