@@ -32,7 +32,7 @@ def registered(tmp_path):
         model=config, latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
         train_steps=1, images_seen=1, ema_decay=0.9,
     )  # fmt: skip
-    write_model(package, card, randomised(config), randomised(config))
+    write_model(package, card, randomised(config).state_dict(), randomised(config).state_dict())
     write_json(
         package / "sampling.json", {"sampling": canonical(SAMPLING), "tokenizer": {"kind": "pixels", "file": ""}}
     )
