@@ -11,6 +11,8 @@ class Conditions:
 
     extractor: str
     layer: str
+    dimension: int
+    """Features of an image."""
     extractor_weights: str
     """sha256, 16 digits."""
     image_size: int
@@ -20,6 +22,7 @@ class Conditions:
     reference: str
     """Digest of the reference's source."""
     reference_images: int
+    """0 where a file of statistics does not say."""
     precision: str
     """Of sampling."""
 
@@ -31,7 +34,7 @@ class Conditions:
     @property
     def is_rank_deficient(self) -> bool:
         """Tell whether a covariance has fewer images than features, so that the distance is far from its limit."""
-        return min(self.images, self.reference_images) <= int(self.layer)
+        return min(self.images, self.reference_images or self.images) <= self.dimension
 
 
 def comparable(first: Conditions, second: Conditions) -> bool:

@@ -1,18 +1,17 @@
 """What sampling and evaluation are: the part of a recipe that decides images and numbers. Imports nothing heavy."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from evaluate.extractors import NETWORKS, Network, sha256, weights_file
 from infra.errors import InputError
 from infra.fingerprint import where
 from tokenize_jobs.config import TokenizerFile
 from train.models.config import Architecture
 from train.models.heads import HeadSampling, Solver
 
-LITE0 = "efficientnet-lite0"
 YOUNG_MAX_TIMESTEP = 950
 """Where a Diffusion Loss head starts in recipes other than the published ones.
 
@@ -125,36 +124,64 @@ class Generate:
     """Images drawn at once, and the unit of work."""
 
 
+Extractor = Literal[
+    "inception-v3-compat", "vgg16", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "dinov2-vit-s-14",
+    "dinov2-vit-b-14", "dinov2-vit-l-14", "dinov2-vit-g-14", "efficientnet-lite0", "cifar-resnet-56",
+]  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """The network whose features are compared."""
 
-    name: Literal["inception-v3-compat", "efficientnet-lite0"] = "inception-v3-compat"
-    """The network: inception-v3-compat is that of FID; efficientnet-lite0 comes with the installation."""
+    name: Extractor = "inception-v3-compat"
+    """Extractor of the features: inception-v3-compat is FID's own, efficientnet-lite0 comes with the installation."""
     weights: str = where(default="")
-    """Path of weights-inception-2015-12-05-6726825d.pth; Lite0 needs none."""
+    """File of its weights; empty takes them from where torch keeps downloads."""
 
     @property
-    def layer(self) -> str:
-        """The compared layer: its number of features."""
-        return {"inception-v3-compat": "2048", LITE0: "1280"}[self.name]
+    def network(self) -> Network:
+        """What the extractor computes."""
+        return NETWORKS[self.name]
 
     @property
-    def inception_file(self) -> Path:
-        """Inception's weights: the given file, or where torch keeps downloads."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
-        folder = Path(os.environ.get("TORCH_HOME") or cache) / "hub" / "checkpoints"
-        return Path(self.weights) if self.weights else folder / "weights-inception-2015-12-05-6726825d.pth"
+    def file(self) -> Path:
+        """The file of the weights. Raises InputError as `check` does."""
+        return weights_file(self.name, self.weights, "--reference.features")
+
+    @property
+    def digest(self) -> str:
+        """The weights' sha256, 16 digits."""
+        return sha256(self.file)[:16]
 
     def check(self) -> None:
-        """Raise InputError unless the network's weights are at hand."""
-        if self.weights and not Path(self.weights).is_file():
-            raise InputError(f"--reference.features.weights {self.weights}: no such file")
-        if self.name == "inception-v3-compat" and not self.inception_file.is_file():
+        """Raise InputError unless the network's weights are at hand: where to get them, and where to put them."""
+        _ = self.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The network that says whether images are of the class they were drawn as."""
+
+    name: Literal["none", "efficientnet-lite0", "cifar-resnet-56"] = "none"
+    """Classifier of generated images: efficientnet-lite0 knows ImageNet's classes, cifar-resnet-56 CIFAR-10's."""
+    weights: str = where(default="")
+    """File of its weights; empty takes them from where torch keeps downloads."""
+
+    @property
+    def features(self) -> Features | None:
+        """The network as an extractor, or None without one."""
+        return None if self.name == "none" else Features(name=self.name, weights=self.weights)
+
+    def check(self, num_classes: int) -> None:
+        """Raise InputError unless the weights are at hand and the classifier knows this many classes."""
+        if (features := self.features) is None:
+            return
+        weights_file(self.name, self.weights, "--evaluate.classifier")
+        if features.network.classes != num_classes:
             raise InputError(
-                f"features inception-v3-compat: give the file {self.inception_file.name} (released by torch-fidelity "
-                f"v0.2.0) as --reference.features.weights, put it at {self.inception_file}, or choose "
-                "--reference.features.name efficientnet-lite0"
+                f"--evaluate.classifier.name {self.name} knows {features.network.classes} classes, the model has "
+                f"{num_classes}: choose another, or none"
             )
 
 
@@ -166,6 +193,15 @@ class Reference:
     """The network whose features are compared."""
     images: int = 0
     """Number of real images, evenly from the shards; 0 for all."""
+    statistics: str = where(default="")
+    """File with mean and covariance (mu, sigma) in place of images, as ADM's adm_in256_stats.npz."""
+
+    @property
+    def statistics_digest(self) -> str:
+        """sha256 of the file of statistics, 16 digits, or '' without one. Raises InputError when it is not there."""
+        if self.statistics and not Path(self.statistics).is_file():
+            raise InputError(f"--reference.statistics {self.statistics}: no such file")
+        return sha256(Path(self.statistics))[:16] if self.statistics else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +212,10 @@ class Evaluate:
     """The images that are measured."""
     ceiling: bool = False
     """Measure the untrained model too, which costs as many images again."""
+    classifier: Classifier = field(default_factory=Classifier)
+    """The network that judges the classes of generated images."""
+    keep: Literal["none", "grid", "all"] = "grid"
+    """Generated images that are kept, as PNG in WebDataset shards: none, those of the sample grid, or all."""
     grid_columns: int = 10
     """Images of each class in the sample grid; classes beyond ten are left out."""
 

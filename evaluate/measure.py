@@ -1,85 +1,112 @@
-"""Draws and measures in one pass over one pool of workers: ranges of models' images.
+"""Draws images and measures their features on one pool of workers; images go from sampler to extractor in memory.
 
-a range of image indices -> images uint8 (n, H, W, 3) -> features (n, D) -> FeatureSums of each model's images
+a range of image indices -> images uint8 (n, H, W, 3) -> features (n, D), kept in a file for each range
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from ray.util import ActorPool
 
-from evaluate.config import Features, Generate, Sampling
-from evaluate.features import Extractor
-from evaluate.metrics.frechet import FeatureSums
-from evaluate.sampling.generate import Generator, part_path, read_images, write_images
+from evaluate.config import Evaluate, Sampling
+from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_range, write_shard
+from evaluate.features import Extractor, Features
+from evaluate.metrics.sets import FeatureSet, FeatureSums
+from evaluate.sampling.generate import Generator
 from infra.actors import actors
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
 
+_ROWS = 1024  # summed at once, so that sums are rounded in one order whatever the ranges
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sets:
-    """The sets of images to measure, by name, and what drawing them takes."""
+class Drawing:
+    """Images to draw and to measure."""
 
-    models: Mapping[str, str]
-    """Model directories to draw from."""
+    model: str
+    """Model directory."""
     weights: TokenizerFile
-    generate: Generate
     sampling: Sampling
+    config: Evaluate
     features: Features
-    out: str
-    """Each model's images are kept below out/<name>, and not drawn again."""
-
-    def parts(self) -> Iterator[dict[str, Any]]:
-        """Yield the units of work in order: ranges of image indices."""
-        config = self.generate
-        for name in self.models:
-            for start in range(0, config.images, config.batch_size):
-                yield {"of": name, "start": start, "stop": min(start + config.batch_size, config.images)}
+    folder: str
+    """Ranges that lie there are not drawn again."""
+    title: str = "images"
+    """What the progress line calls them."""
 
 
-def measure(sets: Sets, compute: Compute) -> dict[str, FeatureSums]:
-    """Return the feature sums of every set; they do not depend on how many workers there are."""
-    parts = list(sets.parts())
-    to_draw = len(sets.models) * sets.generate.images
-    progress, drawn, sums = Progress("evaluation", to_draw, "images"), 0, dict[str, FeatureSums]()
-    progress.update(0)
-    with connected(compute) as cluster:
-        workers = cluster.generate
-        pool = ActorPool(actors(_Measurer, sets, workers.cpus, **asdict(workers)))
-        for part in pool.map(lambda worker, part: worker.__call__.remote(part), parts):  # in order: so are sums rounded
-            name, features = part["of"], np.frombuffer(part["features"], np.float32)
-            found = FeatureSums.of(features.reshape(part["count"], -1))
-            sums[name] = sums[name] + found if name in sums else found
-            drawn += part["count"]
-            progress.update(drawn)
-    return sums
+def draw(drawing: Drawing, compute: Compute) -> Drawn:
+    """Draw what is missing, and return all images, as they are kept; nothing depends on the number of workers."""
+    folder, config = location(drawing.folder), drawing.config.generate
+    found = find_ranges(folder)
+    spans, missing = cover(found, config.images, config.batch_size)
+    progress = Progress("evaluation", config.images, drawing.title)
+    done = config.images - sum(map(len, missing))
+    progress.update(done)
+    if missing:
+        with connected(compute) as cluster:
+            workers = cluster.generate
+            made = actors(
+                _Measurer, drawing, workers.cpus, **asdict(replace(workers, count=min(workers.count, len(missing))))
+            )
+            for span in ActorPool(made).map_unordered(lambda worker, span: worker.__call__.remote(span), missing):
+                done += len(span)
+                progress.update(done)
+    parts = [found.get(span) or read_range(folder, span) for span in spans]
+    whole = merged([part for part in parts if part is not None]).first(config.images)
+    if len(whole.features) != config.images:
+        raise RuntimeError(f"{folder}: features of {len(whole.features)} images, not of {config.images}; run it again")
+    return whole
+
+
+def feature_set(drawn: Drawn, classes: int) -> FeatureSet:
+    """Return generated images as metrics see them; labels follow from the index."""
+    blocks = range(0, len(drawn.features), _ROWS)
+    sums = [FeatureSums.of(drawn.features[start : start + _ROWS]) for start in blocks]
+    total = sums[0]
+    for following in sums[1:]:
+        total += following
+    labels = np.arange(len(drawn.features)) % classes
+    logits = drawn.logits if drawn.logits.shape[1] else np.empty((0, 0), np.float32)
+    return FeatureSet(total.statistics(), drawn.features, logits, labels, drawn.judged)
 
 
 class _Measurer:
-    """One worker: the extractor, and the model it last drew from."""
+    """One worker: model, extractor and classifier."""
 
-    def __init__(self, sets: Sets, cores: int) -> None:
-        self.sets, self.cores = sets, cores
-        self.extractor = Extractor(sets.features)
-        self.generator: tuple[str, Generator] | None = None
+    def __init__(self, drawing: Drawing, cores: int) -> None:
+        self.drawing, self.config = drawing, drawing.config
+        self.generator = Generator(
+            drawing.model, drawing.weights, use_ema=self.config.generate.use_ema, cores=cores
+        )  # fmt: skip
+        self.extractor = Extractor(drawing.features)
+        judge = self.config.classifier.features
+        same = judge is not None and judge.name == drawing.features.name
+        self.judge = None if judge is None else self.extractor if same else Extractor(judge)
 
-    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        name, span = part["of"], range(int(part["start"]), int(part["stop"]))
-        features = self.extractor(self._drawn(name, span)).tobytes()
-        return {"of": name, "count": len(span), "features": features}
+    def __call__(self, span: range) -> range:
+        seed = self.config.generate.seed
+        images = self.generator.draw(self.generator.labels(span), span, seed, self.drawing.sampling)
+        features, logits = self.extractor.layers(images)
+        judged = np.empty(0, np.int64)
+        if self.judge is not None:
+            found = logits if self.judge is self.extractor else self.judge.layers(images)[1]
+            judged = found.argmax(1)
+        write_range(
+            range_path(location(self.drawing.folder), span), Drawn(features, logits, judged, self._shown(images, span))
+        )
+        return span
 
-    def _drawn(self, name: str, span: range) -> np.ndarray:
-        path = part_path(location(self.sets.out) / name, span)
-        if not path.exists():
-            if self.generator is None or self.generator[0] != name:
-                use_ema = self.sets.generate.use_ema
-                model = Generator(self.sets.models[name], self.sets.weights, use_ema=use_ema, cores=self.cores)
-                self.generator = (name, model)
-            generator, config = self.generator[1], self.sets.generate
-            write_images(path, generator.draw(generator.labels(span), span, config.seed, self.sets.sampling))
-        return read_images(path)
+    def _shown(self, images: np.ndarray, span: Sequence[int]) -> np.ndarray:
+        """Return those of the grid; keep all of them in a shard where that was asked for."""
+        classes = self.generator.card.model.num_classes
+        if self.config.keep == "all":
+            name = f"{span[0]:07d}-{span[-1] + 1:07d}.tar"
+            write_shard(location(self.drawing.folder) / "images" / name, list(images), span, classes)
+        if self.config.keep == "none":
+            return images[:0]
+        return images[[is_shown(index, classes, self.config.grid_columns) for index in span]]

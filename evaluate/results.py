@@ -10,7 +10,7 @@ from evaluate.config import Features, Sampling
 from evaluate.metrics import frechet
 from infra.result import Report, Result
 
-GRID = "grid.png"
+GRID, REPORT = "grid.png", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,9 @@ class ReferenceResult(Result):
     """What a reference is made of: conditions of every number that is measured against it."""
 
     images: int
+    """0 where a file of statistics does not say."""
     digest: str
-    """Of the source's listing, 16 digits."""
+    """Of the source's listing or the file of statistics, 16 digits."""
     image_size: int
     features: Features
     extractor_weights: str
@@ -36,6 +37,8 @@ class EvaluationResult(Result):
     """Name of the Fréchet distance: FID only where it is one."""
     numbers: dict[str, float]
     """Of the generated images."""
+    errors: dict[str, float]
+    """Standard errors of some of these: what another seed would change at this number of images."""
     floor: dict[str, float]
     """Of held-out real images, where there are any."""
     ceiling: dict[str, float]
@@ -55,17 +58,21 @@ class EvaluationResult(Result):
         return self.numbers[frechet.NAME]
 
     def headline(self) -> str:
-        """Return the distance beside its anchors."""
+        """Return the distance beside its anchors, and what else was measured."""
+        error = f" ± {self.errors[frechet.NAME]:.2g}" if frechet.NAME in self.errors else ""
         beside = [("held-out real", self.floor), ("untrained", self.ceiling)]
-        anchors = [f"{name} {numbers[frechet.NAME]:g}" for name, numbers in beside if numbers]
-        return ", ".join([f"{self.metric} {self.fd:g}", *anchors])
+        anchors = [f"{name} {of[frechet.NAME]:g}" for name, of in beside if of]
+        others = [f"{name} {value:g}" for name, value in self.numbers.items() if name != frechet.NAME]
+        deficient = ["rank-deficient"] if self.rank_deficient else []
+        return ", ".join([f"{self.metric} {self.fd:g}{error}", *deficient, *anchors, *others])
 
     def report(self, path: UPath) -> Report:
-        """Return the numbers, their conditions as tags, and the sample grid."""
+        """Return the numbers with their errors, their conditions as tags, the sample grid and the page."""
         anchors = {"heldout": self.floor, "untrained": self.ceiling}
         return Report(
             metrics={
                 **self.numbers,
+                **{f"{name}_error": value for name, value in self.errors.items()},
                 **{f"{name}_{of}": value for of, numbers in anchors.items() for name, value in numbers.items()},
             },
             tags={
@@ -73,6 +80,7 @@ class EvaluationResult(Result):
                 "rank_deficient": json.dumps(self.rank_deficient),
                 **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
             },
-            pictures={"samples/grid": path / GRID},
+            pictures={"samples/grid": path / GRID} if (path / GRID).exists() else {},
+            files=(path / REPORT,),
             for_parent=True,
         )

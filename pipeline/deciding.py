@@ -11,8 +11,9 @@ _SAMPLES = tuple(
 _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", "tokenize_jobs/tokenizers", "infra/seeding.py")
 _FEATURES = (
-    *_SAMPLES, "evaluate/features.py", "evaluate/metrics", "evaluate/conditions.py",
-    "evaluate/reference.py", "infra/seeding.py",
+    *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/drawn.py", "evaluate/metrics",
+    "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py", "evaluate/real_images.py",
+    "infra/seeding.py",
 )  # fmt: skip
 _MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py")
 CODE: dict[str, tuple[str, ...]] = {
@@ -37,8 +38,10 @@ CODE: dict[str, tuple[str, ...]] = {
 }
 """Files and folders whose code decides the numbers of each step; a test compares them with what it imports."""
 DECIDES_NOTHING = (
-    "infra/actors.py", "infra/cluster.py", "infra/console.py", "infra/errors.py", "infra/fingerprint.py",
-    "infra/follow.py", "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py", "train/results.py",
-    "evaluate/results.py", "tune/results.py", "evaluate/grid.py", "tokenize_jobs/config.py",
+    "infra/actors.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
+    "infra/fingerprint.py", "infra/follow.py",
+    "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py", "train/results.py",
+    "evaluate/results.py", "tune/results.py", "evaluate/grid.py",
+    "evaluate/report", "tokenize_jobs/config.py",
 )  # fmt: skip
 """Files that steps import and that decide no number: what a config says is part of the identity itself."""

@@ -197,12 +197,14 @@ class Planner:
 
             images = source.images()
             if images.heldout is not None and (not source.rule.share or len(evenly(images.heldout, size, 2)) == 2):
-                make_reference(config, images.heldout, size, out / HELDOUT, self.compute)
+                make_reference(replace(config, statistics=""), images.heldout, size, out / HELDOUT, self.compute)
             return make_reference(config, images.train, size, out, self.compute)
 
+        digest = config.statistics_digest
+        inputs = {**source.inputs, **source.heldout, **({"statistics": digest} if digest else {})}
         self._add(
             "reference", {"reference": canonical(config), "image_size": size},
-            {**source.inputs, **source.heldout}, make, ReferenceResult, label=f"{config.features.name}-{size}",
+            inputs, make, ReferenceResult, label=f"{config.features.name}-{size}",
         )  # fmt: skip
 
     def _sweep(self, sweep: SamplingSweep, subject: Subject) -> None:

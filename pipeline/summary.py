@@ -1,7 +1,6 @@
 """What the console says when a run is done: the numbers with their conditions, what was made, where to look."""
 
-from evaluate.metrics.frechet import NAME
-from evaluate.results import GRID, EvaluationResult
+from evaluate.results import GRID, REPORT, EvaluationResult
 from infra.artifact import Artifact
 from infra.console import say, table
 from pipeline.steps import Finished, Plan
@@ -10,17 +9,20 @@ from pipeline.steps import Finished, Plan
 def say_distances(evaluation: EvaluationResult) -> None:
     """Print what an evaluation measured, beside its anchors and with its conditions."""
     conditions, sampling = evaluation.conditions, evaluation.sampling
-    rows = [("trained model", evaluation.numbers)]
+    rows = [("trained model", evaluation.numbers), ("  standard error", evaluation.errors)]
     rows += [("untrained model (ceiling)", evaluation.ceiling)] if evaluation.ceiling else []
     rows += [("held-out real images (floor)", evaluation.floor)] if evaluation.floor else []
+    names = list(evaluation.numbers)
+    cells = [(row, *(f"{of[name]:.5g}" if name in of else "" for name in names)) for row, of in rows]
+    deficient = ", rank-deficient" if evaluation.rank_deficient else ""
     say()
-    say(table([(name, numbers[NAME]) for name, numbers in rows], ("against the training images", evaluation.metric)))
+    say(table(cells, ("against real images", evaluation.metric + deficient, *names[1:])))
     say(
         f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; "
         f"{'EMA' if evaluation.ema else 'raw'} weights; "
         f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps, CFG {sampling.cfg_scale} "
         f"{sampling.cfg_schedule}, temperature {sampling.temperature}; {sampling.precision}, seed {evaluation.seed}"
-        + ("; fewer images than features: compare within this table only" if evaluation.rank_deficient else "")
+        + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
 
 
@@ -39,6 +41,7 @@ def summary(plan: Plan, done: dict[str, Finished]) -> None:
 
 def _say_places(plan: Plan, done: dict[str, Finished], evaluation: Artifact) -> None:
     say(f"samples:    {evaluation.path / GRID}")
+    say(f"report:     {evaluation.path / REPORT}")
     if "registration" in done:
         say(f"model:      {done['registration'].artifact.result.headline()}")
     if "pictures" in done:

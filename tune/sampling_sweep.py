@@ -14,7 +14,8 @@ from evaluate.evaluate import conditions_against
 from evaluate.features import Extractor
 from evaluate.grid import sample_grid
 from evaluate.metrics import frechet
-from evaluate.metrics.frechet import FeatureSums, Statistics, frechet_distance
+from evaluate.metrics.frechet import frechet_distance
+from evaluate.metrics.sets import FeatureSums, Statistics
 from evaluate.reference import read_reference
 from evaluate.sampling.generate import Generator
 from infra.cluster import Compute, Workers, connected
@@ -128,7 +129,7 @@ def _tools(trials: Trials) -> tuple[Generator, Extractor, Statistics]:
     """Return model, extractor and reference; loaded once a process, which Tune reuses for its next trial."""
     generator = Generator(trials.subject.model, trials.subject.weights, cores=trials.cores)
     real = read_reference(location(trials.reference))
-    return generator, Extractor(real.about.features), real.statistics
+    return generator, Extractor(real.about.features), real.set.statistics
 
 
 def trial_path(out: UPath, sampling: Sampling, sweep: SamplingSweep) -> UPath:

@@ -1,1 +1,1 @@
-"""Features of images -> numbers, one file a metric."""
+"""Metrics: images' features in, a number against a reference out; each a file, all of them listed in table.py."""

@@ -1,19 +1,13 @@
-"""Draws images from a model directory, in ranges of their index.
-
-model directory -> images-0000000-0000064.npy, ... (uint8 (n, H, W, 3)), each written whole; labels follow from index
-"""
-
-import io
+"""Draws images uint8 (n, H, W, 3) from a model directory; labels follow from the index."""
 
 import numpy as np
 import torch
-from upath import UPath
 
 from evaluate.config import Sampling
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
-from infra.storage import location, write_atomic
+from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
@@ -48,21 +42,3 @@ class Generator:
         latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)
         # decoded in float32, whatever the model's precision: early samples are large, and half would make them black
         return to_uint8(self.tokenizer.decode(latents / self.card.latent_scale))
-
-
-def part_path(out: UPath, span: range) -> UPath:
-    """Return the file of a range of image indices."""
-    return out / f"images-{span.start:07d}-{span.stop:07d}.npy"
-
-
-def write_images(path: UPath, images: np.ndarray) -> None:
-    """Write a range of images, atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, images, allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
-
-
-def read_images(path: UPath) -> np.ndarray:
-    """Read one range of generated images uint8 (n, H, W, 3)."""
-    with path.open("rb") as file:
-        return np.load(file, allow_pickle=False)

@@ -1,20 +1,12 @@
-"""Fréchet distances: torch-fidelity's own answer is the reference, and the closed form on Gaussians."""
+"""Fréchet distances: the closed form on Gaussians, and when they are called FID."""
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch_fidelity import calculate_metrics
 
-from evaluate.config import LITE0, Evaluate, Features, Reference
-from evaluate.features import Extractor
-from evaluate.metrics.frechet import FeatureSums, frechet_distance, title
-
-
-def random_images(seed: int, count: int) -> np.ndarray:
-    """Smooth colour blobs: closer to pictures than white noise."""
-    small = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
+from evaluate.config import Evaluate, Reference
+from evaluate.extractors import LITE0
+from evaluate.metrics.frechet import frechet_distance, title
+from evaluate.metrics.sets import FeatureSums
 
 
 def test_frechet_distance_of_a_set_with_itself_is_zero():
@@ -45,42 +37,6 @@ def test_feature_sums_of_shards_equal_those_of_the_whole():
     np.testing.assert_array_equal(parts.statistics().mean, rows.astype(np.float64).mean(0).astype(np.float32))
     for name in ("count", "total", "outer"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
-
-
-def test_distance_of_images_equals_torch_fidelitys_own():
-    extractor = Extractor(Features(name=LITE0))
-    first, second = random_images(0, 20), random_images(1, 16)
-    ours = frechet_distance(*(FeatureSums.of(extractor(images)).statistics() for images in (first, second)))
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, images):
-            self.images = images
-
-        def __len__(self):
-            return len(self.images)
-
-        def __getitem__(self, index):
-            return torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous()
-
-    theirs = calculate_metrics(
-        input1=Images(first), input2=Images(second), fid=True, feature_extractor=LITE0, feature_layer_fid="1280",
-        cuda=False, verbose=False, save_cpu_ram=True, batch_size=16, cache=False,
-    )  # fmt: skip
-    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-8, abs=1e-6)
-
-
-def test_extractor_lets_no_convolution_round_to_tf32():
-    extractor, allowed = Extractor(Features(name=LITE0)), []
-    extractor.network.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
-    extractor(random_images(3, 2))
-    assert allowed == [False]
-
-
-def test_extractor_features_do_not_depend_on_the_batch():
-    extractor, images = Extractor(Features(name=LITE0)), random_images(3, 8)
-    together = extractor(images)
-    apart = np.concatenate([extractor(images[:3]), extractor(images[3:])])
-    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The page of an evaluation: one self-contained file."""

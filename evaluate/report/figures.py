@@ -1,0 +1,42 @@
+"""Figures of the page, as SVG text."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+_BINS = 40
+
+
+def class_bars(accuracy: Mapping[str, float], overall: float) -> str:
+    """Return horizontal bars of classes' accuracies, in the order given, beside the overall one."""
+    figure = Figure(figsize=(6, 0.6 + 0.22 * len(accuracy)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(accuracy)), list(accuracy.values()), color="#4878a8")
+    axes.set_yticks(range(len(accuracy)), list(accuracy))
+    axes.invert_yaxis()
+    axes.axvline(overall, color="black", linewidth=1)
+    axes.set(xlim=(0, 1), xlabel="accuracy (line: all classes)")
+    return _svg(figure)
+
+
+def distance_histograms(distances: Mapping[str, Sequence[float]]) -> str:
+    """Return histograms of distances to the nearest real image, one a set of images, as shares of each set."""
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, max(max(of) for of in distances.values()) or 1, _BINS)
+    for name, of in distances.items():
+        axes.hist(of, edges, weights=np.full(len(of), 1 / len(of)), histtype="step", linewidth=1.5, label=name)
+    axes.set(xlabel="distance to the nearest real image", ylabel="share of images")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "mar", "svg.fonttype": "none"}):  # the same figure is the same text
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,46 @@
+"""Error bars of Fréchet distances: they cover what another seed would have given, at this number of images."""
+
+import numpy as np
+import pytest
+
+from evaluate.intervals import frechet_error
+from evaluate.metrics.frechet import frechet_distance
+from evaluate.metrics.sets import FeatureSums, Statistics
+
+T_95 = 2.093  # 95 % of Student's t with 19 degrees of freedom, of twenty groups
+DRAWS = 200
+COVERED = (0.90, 0.99)  # 95 % of 200 draws, three standard errors below; a jackknife is a little too wide
+
+
+def gaussian(dimension, seed):
+    random = np.random.default_rng(seed)
+    root = random.standard_normal((dimension, dimension)) / np.sqrt(dimension)
+    return random.standard_normal(dimension) * 0.3, root
+
+
+@pytest.mark.parametrize(("dimension", "count"), [(8, 400), (24, 60), (40, 30)])
+def test_interval_covers_the_distance_expected_at_this_number_of_images(dimension, count):
+    mean, root = gaussian(dimension, 1)
+    real = Statistics(np.zeros(dimension, np.float32), np.eye(dimension))
+    distances, errors = [], []
+    for seed in range(DRAWS):
+        rows = (np.random.default_rng([2, seed]).standard_normal((count, dimension)) @ root.T + mean).astype(np.float32)
+        distances.append(frechet_distance(FeatureSums.of(rows).statistics(), real))
+        errors.append(frechet_error(rows, real.mean, real.covariance))
+    covered = np.abs(np.array(distances) - np.mean(distances)) <= T_95 * np.array(errors)
+    assert COVERED[0] <= covered.mean() <= COVERED[1]
+
+
+def test_matrices_of_images_and_of_features_give_one_error():
+    from evaluate.intervals import _square_root, _traces_of_few, _traces_of_many
+
+    rows = np.random.default_rng(0).standard_normal((50, 12))
+    root = _square_root(np.cov(np.random.default_rng(1).standard_normal((40, 12)).T))
+    np.testing.assert_allclose(
+        _traces_of_few(rows, root, 20), _traces_of_many(rows, root, 20), rtol=1e-6
+    )  # roots of eigenvalues that should be 0
+
+
+def test_identical_images_have_no_error():
+    rows = np.ones((40, 6), np.float32)
+    assert frechet_error(rows, np.zeros(6), np.eye(6)) == pytest.approx(0, abs=1e-9)
