@@ -21,6 +21,7 @@ from infra.code import digests
 from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
+from infra.hold import holding
 from infra.storage import location
 from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
@@ -104,7 +105,8 @@ def _draw(
         model=subject.model, weights=subject.weights, sampling=sampling, config=config, features=real.features,
         folder=str(out.parent / "features" / fingerprint(identity)),
     )  # fmt: skip
-    return draw(drawing, compute)
+    with holding(out.parent / "features", shared=True):  # so that nobody removes them meanwhile
+        return draw(drawing, compute)
 
 
 def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> dict[int, np.ndarray]:
