@@ -17,7 +17,7 @@ from tests.tokenize_jobs.test_sources import encoded
 from tokenize_jobs.sources.shard import Shard
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
-SAMPLES, ROUNDS, MANY_ROUNDS = 40, 150, 3000
+SAMPLES, ROUNDS, MANY_ROUNDS = 40, 150, 1000
 
 
 @dataclass(frozen=True)
