@@ -17,9 +17,8 @@ def frechet_error(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray
     groups = min(GROUPS, len(features))
     if groups < 2:
         return float("nan")
-    root = _square_root(covariance)
     few = len(features) <= features.shape[1]
-    traces = (_traces_of_few if few else _traces_of_many)(features, root, groups)
+    traces = (_traces_of_few if few else _traces_of_many)(features, covariance, groups)
     total = features.sum(0, dtype=np.float64)
     distances = []
     for group, (own, shared) in zip(np.array_split(features, groups), traces, strict=True):
@@ -33,15 +32,16 @@ def _square_root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def _traces_of_many(features: np.ndarray, root: np.ndarray, groups: int) -> list[tuple[float, float]]:
+def _traces_of_many(features: np.ndarray, covariance: np.ndarray, groups: int) -> list[tuple[float, float]]:
     """Return, without each group, tr S1 and tr (S2^1/2 S1 S2^1/2)^1/2 from D x D matrices."""
+    root = _square_root(covariance)
     parts = [_sums(group) for group in np.array_split(features, groups)]
     counts, totals, outers = (sum(of) for of in zip(*parts, strict=True))
     found = []
     for count, total, outer in parts:
         left, rest = counts - count, totals - total
-        covariance = (outers - outer - np.outer(rest, rest) / left) / (left - 1)
-        found.append((float(np.trace(covariance)), _root_trace(root @ covariance @ root)))
+        own = (outers - outer - np.outer(rest, rest) / left) / (left - 1)
+        found.append((float(np.trace(own)), _root_trace(root @ own @ root)))
     return found
 
 
@@ -50,11 +50,11 @@ def _sums(group: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     return len(rows), rows.sum(0), rows.T @ rows
 
 
-def _traces_of_few(features: np.ndarray, root: np.ndarray, groups: int) -> list[tuple[float, float]]:
-    """Return the same from N x N matrices: (X S2 X^T) has the eigenvalues of S2^1/2 X^T X S2^1/2."""
+def _traces_of_few(features: np.ndarray, covariance: np.ndarray, groups: int) -> list[tuple[float, float]]:
+    """Return the same from N x N matrices: X S2 X^T has the eigenvalues of S2^1/2 X^T X S2^1/2."""
     rows = features.astype(np.float64)
     rows -= rows.mean(0)
-    own, shared = rows @ rows.T, (rows @ root) @ (rows @ root).T
+    own, shared = rows @ rows.T, rows @ covariance @ rows.T
     found = []
     for group in np.array_split(np.arange(len(rows)), groups):
         left = np.delete(np.arange(len(rows)), group)

@@ -26,7 +26,7 @@ def model(tmp_path_factory):
         model=shape, latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
         train_steps=1, images_seen=1, ema_decay=0.9,
     )  # fmt: skip
-    write_model(location(folder), card, network, network)
+    write_model(location(folder), card, network.state_dict(), network.state_dict())
     return str(folder), random_resnet(folder)
 
 

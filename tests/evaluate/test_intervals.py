@@ -32,12 +32,12 @@ def test_interval_covers_the_distance_expected_at_this_number_of_images(dimensio
 
 
 def test_matrices_of_images_and_of_features_give_one_error():
-    from evaluate.intervals import _square_root, _traces_of_few, _traces_of_many
+    from evaluate.intervals import _traces_of_few, _traces_of_many
 
     rows = np.random.default_rng(0).standard_normal((50, 12))
-    root = _square_root(np.cov(np.random.default_rng(1).standard_normal((40, 12)).T))
+    covariance = np.cov(np.random.default_rng(1).standard_normal((40, 12)).T)
     np.testing.assert_allclose(
-        _traces_of_few(rows, root, 20), _traces_of_many(rows, root, 20), rtol=1e-6
+        _traces_of_few(rows, covariance, 20), _traces_of_many(rows, covariance, 20), rtol=1e-6
     )  # roots of eigenvalues that should be 0
 
 
