@@ -98,3 +98,12 @@ def test_sums_of_generated_images_do_not_depend_on_their_ranges(extractor):
     found = set_of(extractor, random_images(0, 150))
     expected = FeatureSums.of(found.features).statistics()
     np.testing.assert_allclose(found.statistics.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_constant_images_have_finite_numbers_and_errors(extractor):
+    of, real = set_of(extractor, np.full((30, 32, 32, 3), 7, np.uint8)), set_of(extractor, random_images(1, 40))
+    found = numbers(of, real)
+    assert set(found) == {"fd", "kid", "precision", "recall", "inception_score", "accuracy"}
+    assert np.isfinite(list(found.values())).all()
+    assert np.isfinite(list(errors(of, real, found).values())).all()
+    assert found["inception_score"] == pytest.approx(1)
