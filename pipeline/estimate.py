@@ -16,6 +16,7 @@ from typing import Any
 from infra.artifact import Step
 from infra.cluster import Compute, Stage
 from infra.console import table
+from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.plan import Planner
@@ -42,7 +43,7 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = ()) -> str:
-    """Return a table of the steps up to `last`: what is cached, and what the others would cost."""
+    """Return a table of the steps up to `last`: what is cached, what the others would cost, and what refuses them."""
     plan = Planner(recipe, compute, again=again).plan()
     images = _images(recipe, plan.steps)
     found = {step.name: _estimated(step, recipe, plan.model, compute, images) for step in plan.until(last)}
@@ -51,7 +52,12 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
         "all known", "", _hours(sum(e.seconds or 0 for e in found.values())),
         _size(sum(e.bytes or 0 for e in found.values())), "",
     ))  # fmt: skip
-    return table(rows, ("step", "", "hours", "bytes", "from"))
+    text = table(rows, ("step", "", "hours", "bytes", "from"))
+    try:
+        plan.check([name for name, e in found.items() if e.state != "cached"], compute.train.workers)
+    except InputError as error:
+        return f"{text}\n\nrefused as it stands: {error}"
+    return text
 
 
 def _estimated(step: Step, recipe: Recipe, model: Model, compute: Compute, images: int | None) -> Estimate:

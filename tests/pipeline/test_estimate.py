@@ -14,6 +14,7 @@ from pipeline.plan import Planner
 from pipeline.recipes import emoji_32
 from train.models.build import build_model
 from train.models.config import mar_base
+from train.models.heads import FlowHead
 
 WITHIN = 0.05
 """Norms, biases and embeddings are weights that no product counts."""
@@ -71,3 +72,10 @@ def test_flag_plan_makes_nothing_and_lists_the_steps_asked_for(mar_here, tmp_pat
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:-1]][-1] == "checkpoint"
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_says_what_a_run_would_refuse(tmp_path):
+    recipe = emoji_32()
+    recipe = replace(recipe, train=replace(recipe.train, model=replace(recipe.train.model, head=FlowHead())))
+    assert "refused as it stands: a flow head takes" in estimate(recipe, Compute(out=str(tmp_path)), "evaluation")
+    assert "refused" not in estimate(emoji_32(), Compute(out=str(tmp_path)), "evaluation")
