@@ -33,7 +33,15 @@ CODE: dict[str, tuple[str, ...]] = {
     ),
     "reference": _FEATURES,
     "evaluation": (*_MEASURING, "evaluate/evaluate.py"),
-    "sweep": (*_MEASURING, "evaluate/evaluate.py", "tune/config.py", "tune/sampling_sweep.py"),
+    "sweep": (
+        *_MEASURING,
+        "evaluate/evaluate.py",
+        "tune/config.py",
+        "tune/sampling_sweep.py",
+        "tune/search.py",
+        "tune/trial.py",
+        "tune/front.py",
+    ),
     "registration": (),
 }
 """Files and folders whose code decides the numbers of each step; a test compares them with what it imports."""
@@ -41,7 +49,7 @@ DECIDES_NOTHING = (
     "infra/actors.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
     "infra/fingerprint.py", "infra/follow.py", "infra/hold.py",
     "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py", "train/results.py",
-    "evaluate/results.py", "tune/results.py", "evaluate/grid.py",
+    "evaluate/results.py", "tune/results.py", "tune/figures.py", "tune/page.py", "evaluate/grid.py",
     "evaluate/report", "tokenize_jobs/config.py",
 )  # fmt: skip
 """Files that steps import and that decide no number: what a config says is part of the identity itself."""

@@ -125,7 +125,7 @@ def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tup
         draws = getattr(model.head, "batch_mul", 1)
         return seen * 6.0 * (trunk * rows + head * model.num_tokens * draws), (trunk + head) * float(_BYTES_A_WEIGHT)
     base = recipe.evaluate.generate.sampling
-    settings = recipe.tune.settings(base) if name == "sweep" else [base]
+    settings = recipe.tune.planned(base) if name == "sweep" else [base]
     drawn = recipe.tune.images if name == "sweep" else recipe.evaluate.generate.images
     return sum(
         drawn * 2.0 * (2 if s.cfg_scale != 1 else 1)

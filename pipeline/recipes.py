@@ -66,7 +66,7 @@ def emoji_32() -> Recipe:
         ),
         reference=Reference(features=Features(name="efficientnet-lite0")),
         evaluate=Evaluate(generate=Generate(images=512, sampling=sampling, batch_size=128), ceiling=True),
-        tune=SamplingSweep(temperature=(0.5, 0.7), cfg_scale=(1.5, 3.0), ar_steps=(4, 8), images=64),
+        tune=SamplingSweep(temperature=(0.5, 0.7), cfg_scale=(1.5, 3.0), ar_steps=(4, 8), images=64, finalists=0),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from upath import UPath
 
 from evaluate.conditions import Conditions, comparable
@@ -29,10 +29,7 @@ from tokenize_jobs.config import TokenizerFile
 from train.card import EMA_WEIGHTS, MODEL, read_card
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-DESCRIPTION = (
-    "An autoregressive image generator. Rows of the input have class_id, and may have cfg_scale, temperature, "
-    "ar_steps, diffusion_steps and seed, which are parameters too; image_format png answers PNG files in base64."
-)
+DESCRIPTION = "A masked autoregressive image generator. Sample with predict(class_id, params=...)."
 _VERSION_TAGS = ("mar.checkpoint", "mar.sampling", "mar.evaluation")
 _CHECKED_CLASSES, _CHECKED_STEPS = 2, 2  # the driver may have no GPU
 _REPOSITORY = Path(__file__).parents[1]
@@ -96,11 +93,13 @@ def _log_model(run_id: str, candidate: Candidate) -> str:
             ParamSpec("ar_steps", DataType.long, int(sampling.ar_steps)),
             ParamSpec("diffusion_steps", DataType.long, 0),
             ParamSpec("seed", DataType.long, 0),
-            ParamSpec("image_format", DataType.string, "array"),
         ]
     )
-    # no inputs: where a signature has some, MLflow drops other columns, and a misspelt setting would be lost in silence
-    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]), params=params)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.long, "class_id")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
+        params=params,
+    )
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="sampler",

@@ -53,10 +53,10 @@ class Plan:
             recipe.train.check_workers(workers)
         if {"reference", "sweep", "evaluation"} & set(pending):
             recipe.reference.features.check()
-        swept = [] if isinstance(recipe.tune, NoSweep) else recipe.tune.settings(base)
-        settings = swept if "sweep" in pending else [base] if "evaluation" in pending else []
-        for sampling in settings:
-            sampling.check(self.model, self.model.num_tokens)
+        if "sweep" in pending and not isinstance(recipe.tune, NoSweep):
+            recipe.tune.check(self.model, base)
+        elif "evaluation" in pending:
+            base.check(self.model, self.model.num_tokens)
 
     def path(self, name: str) -> UPath:
         """Return where the artifact of a step is or will be."""

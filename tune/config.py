@@ -1,10 +1,17 @@
 """What a sweep searches. Imports nothing heavy."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from evaluate.config import DiffusionSteps, Sampling
+from evaluate.config import DiffusionSteps, Order, Sampling
+from infra.errors import InputError
+from infra.fingerprint import added, canonical, fingerprint
+from train.models.config import Model
+from train.models.heads import Solver
+
+_TIMESTEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,32 +24,125 @@ class NoSweep:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSweep:
-    """Every combination of these settings is one trial; the best one is measured and registered."""
+    """Every combination of these settings is one trial; the best one is measured and registered.
+
+    A field without values keeps what the evaluation samples with. Young models are best at guidance far beyond that of
+    the published ones.
+    """
 
     kind: Literal["sampling"] = "sampling"
     """sampling: many ways to sample one checkpoint."""
     temperature: tuple[float, ...] = (0.95, 1.0, 1.05)
     """Temperatures to try."""
-    cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0)
+    cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0)
     """Guidance scales to try."""
+    cfg_schedule: tuple[Literal["linear", "constant"], ...] = added(default=())
+    """Schedules of the guidance to try."""
     ar_steps: tuple[int, ...] = (32, 64)
     """Numbers of autoregressive steps to try."""
+    diffusion_steps: tuple[int, ...] = added(default=())
+    """Numbers of diffusion steps to try, the same in every autoregressive step."""
     step_schedules: tuple[tuple[int, int], ...] = ()
-    """Diffusion steps in the first and the last autoregressive step; none keeps the evaluation's."""
+    """Diffusion steps in the first and the last autoregressive step, to try beside those of --tune.diffusion-steps."""
+    order: tuple[Order, ...] = added(default=())
+    """Orders of generation to try."""
+    solver: tuple[Solver, ...] = added(default=())
+    """Solvers of the head's process to try."""
+    max_timestep: tuple[int, ...] = added(default=())
+    """Timesteps to try starting the diffusion at."""
+    search: Literal["grid", "optuna"] = added(default="grid")
+    """grid: every combination, or a random choice of so many trials; optuna: trials chosen for a small distance and few
+    seconds an image."""
+    trials: int = added(default=0)
+    """Most trials; 0 tries every combination."""
+    minutes: float = added(default=0.0)
+    """Minutes after which no trial is begun any more; 0 sets no limit."""
     images: int = 10_000
     """Images drawn in each trial."""
+    finalists: int = 3
+    """How many of the best trials are measured again with more images, which decides; 0 for none."""
+    final_images: int = 50_000
+    """Images drawn of each finalist."""
     seed: int = 0
-    """Seed of the images, the same for all trials."""
+    """Seed of the images, the same for all trials, and of the choice of trials."""
+
+    def axes(self) -> Mapping[str, tuple[Any, ...]]:
+        """Return the values to try of each sampling setting that is searched."""
+        steps = [(number, number) for number in self.diffusion_steps] + list(self.step_schedules)
+        values = {
+            "temperature": self.temperature, "cfg_scale": self.cfg_scale, "ar_steps": self.ar_steps,
+            "diffusion_steps": tuple(DiffusionSteps(first=first, last=last) for first, last in steps),
+            "cfg_schedule": self.cfg_schedule, "order": self.order, "solver": self.solver,
+            "max_timestep": self.max_timestep,
+        }  # fmt: skip
+        return {name: of for name, of in values.items() if of}
 
     def settings(self, base: Sampling) -> list[Sampling]:
-        """Return the sampling of each trial."""
-        schedules = [DiffusionSteps(first=first, last=last) for first, last in self.step_schedules]
-        combinations = itertools.product(
-            self.temperature, self.cfg_scale, self.ar_steps, schedules or [base.diffusion_steps]
-        )
-        return [
-            replace(
-                base, temperature=temperature, cfg_scale=cfg_scale, ar_steps=ar_steps, diffusion_steps=diffusion_steps
-            )
-            for temperature, cfg_scale, ar_steps, diffusion_steps in combinations
+        """Return every combination, each once."""
+        axes = self.axes()
+        found = [
+            effective(replace(base, **dict(zip(axes, of, strict=True)))) for of in itertools.product(*axes.values())
         ]
+        return list({fingerprint(canonical(sampling)): sampling for sampling in found}.values())
+
+    def planned(self, base: Sampling) -> list[Sampling]:
+        """Return the sampling of each trial: all combinations, or as many as `trials` says, chosen at random.
+
+        What Optuna chooses among is every combination.
+        """
+        every = self.settings(base)
+        if self.search == "optuna" or not 0 < self.trials < len(every):
+            return every
+        from infra.seeding import stream  # numpy: not for those who want the flags
+
+        chosen = stream("trials", self.seed).choice(len(every), self.trials, replace=False)
+        return [every[index] for index in sorted(chosen)]
+
+    def count(self, base: Sampling) -> int:
+        """Return the number of trials."""
+        return self.trials if self.search == "optuna" else len(self.planned(base))
+
+    def check(self, model: Model, base: Sampling) -> None:
+        """Raise InputError for a space that is empty or contradicts itself, and for settings `model` cannot take."""
+        axes = self.axes()
+        if not axes:
+            raise InputError(
+                "--tune searches nothing: give values to try, as --tune.temperature 0.9 1.0, or take --tune.kind none"
+            )
+        for name, values in axes.items():
+            if len({repr(value) for value in values}) < len(values):
+                raise InputError(f"--tune.{name.replace('_', '-')} names a value twice")
+        self._check_budget()
+        if len(self.temperature) > 1 and "ancestral" not in (self.solver or (base.solver,)):
+            raise InputError("--tune.temperature has no effect: of the solvers only 'ancestral' adds noise")
+        if wrong := [start for start in self.max_timestep if not 0 <= start < _TIMESTEPS]:
+            raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {_TIMESTEPS - 1}")
+        if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
+            raise InputError(f"--tune: a temperature or a guidance scale of {wrong[0]} is below 0")
+        for sampling in self.settings(base):
+            sampling.check(model, model.num_tokens)
+
+    def _check_budget(self) -> None:
+        limits = {"trials": self.trials, "minutes": self.minutes, "finalists": self.finalists}
+        for name, value in limits.items():
+            if value < 0:
+                raise InputError(f"--tune.{name} {value} is below 0; 0 sets no limit")
+        if self.images < 2:
+            raise InputError(f"--tune.images {self.images}: a distance takes at least two images")
+        if self.search == "optuna" and not self.trials:
+            raise InputError("--tune.search optuna has no end of its own: say how many --tune.trials")
+        if self.finalists and self.final_images <= self.images:
+            raise InputError(
+                f"--tune.final-images {self.final_images} is no more than --tune.images {self.images}: ask for more, "
+                "or for --tune.finalists 0"
+            )
+
+
+def effective(sampling: Sampling) -> Sampling:
+    """Return the same sampling with what has no effect in it at its default: of such settings one trial is enough."""
+    default = Sampling()
+    if sampling.cfg_scale == 1:
+        sampling = replace(sampling, cfg_schedule=default.cfg_schedule)
+    if sampling.solver != "ancestral":
+        sampling = replace(sampling, temperature=default.temperature)
+    return sampling

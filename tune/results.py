@@ -1,6 +1,10 @@
 """What the step sweep returns. Imports nothing heavy."""
 
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -10,6 +14,10 @@ from evaluate.metrics import frechet
 from infra.fingerprint import canonical, fingerprint
 from infra.result import Report, Result
 
+TRIALS, PAGE = "trials.json", "report.html"
+ERROR = f"{frechet.NAME}_error"
+_TIED = 2.0  # standard errors of a difference
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -18,23 +26,61 @@ class Trial:
     label: str
     sampling: Sampling
     numbers: dict[str, float]
+    """The distance and its standard error."""
     images: int
     seed: int
     seconds: float
     """Of drawing and measuring all its images."""
+    seconds_per_image: float = math.nan
+    """Of sampler and decoder alone, while other trials may have run beside it."""
 
     @property
     def identity(self) -> str:
-        """What makes it the same trial in another run of the sweep."""
-        return fingerprint([canonical(self.sampling), self.images, self.seed])
+        """What makes it the same trial in another sweep."""
+        return trial_identity(self.sampling, self.images, self.seed)
+
+    @property
+    def fd(self) -> float:
+        """The Fréchet distance."""
+        return self.numbers[frechet.NAME]
+
+    @property
+    def error(self) -> float:
+        """Standard error of the distance."""
+        return self.numbers.get(ERROR, math.nan)
+
+    def is_tied_with(self, other: "Trial") -> bool:
+        """Tell whether the distances of both differ by less than two standard errors of a difference."""
+        return abs(self.fd - other.fd) < _TIED * math.hypot(self.error, other.error)
 
     def report(self, folder: UPath, metric: str) -> Report:
         """Return what the tracking server gets of this trial; its grid lies in `folder`."""
         return Report(
-            metrics={**self.numbers, "seconds": self.seconds}, tags={"metric": metric},
-            params={"sampling": canonical(self.sampling)},
+            metrics={**self.numbers, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image},
+            tags={"metric": metric}, params={"sampling": canonical(self.sampling)},
             pictures={"samples/grid": folder / f"{self.identity}.png"},
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A trial without numbers, and why."""
+
+    label: str
+    sampling: Sampling
+    state: Literal["stopped", "failed"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A member of the front of speed against quality, timed with nothing beside it."""
+
+    label: str
+    sampling: Sampling
+    fd: float
+    seconds_per_image: float
+    """Of sampler and decoder, warmed up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +89,97 @@ class SweepResult(Result):
 
     metric: str
     conditions: Conditions
+    """Of the trials."""
     best: Sampling
     best_label: str
     trials: tuple[Trial, ...]
+    finalists: tuple[Trial, ...] = ()
+    """The best of them, measured again with more images: these decide."""
+    tied: tuple[str, ...] = ()
+    """Labels of others whose distance is the winner's within error."""
+    edges: tuple[str, ...] = ()
+    """Settings whose best value is the smallest or the largest that was tried."""
+    front: tuple[Timed, ...] = ()
+    """What is best at its speed, fastest first."""
+    timed_batch: int = 0
+    """Images drawn at once where the front was timed."""
+    unfinished: tuple[Unfinished, ...] = ()
+    figures: tuple[str, ...] = ()
+    """Names of the figures that were drawn."""
+
+    @property
+    def deciding(self) -> tuple[Trial, ...]:
+        """The trials among which the winner is."""
+        return self.finalists or self.trials
 
     @property
     def best_fd(self) -> float:
-        """The smallest distance of any trial."""
-        return min(trial.numbers[frechet.NAME] for trial in self.trials)
+        """The smallest distance of those that decide."""
+        return min(trial.fd for trial in self.deciding)
 
     def headline(self) -> str:
-        """Return the winner and its distance."""
-        return f"best of {len(self.trials)} trials: {self.metric} {self.best_fd:g} at {self.best_label}"
+        """Return the winner and its distance, and what is to be doubted."""
+        metric = frechet.title(self.conditions.extractor, self.deciding[0].images)
+        parts = [f"best of {len(self.trials)} trials: {metric} {self.best_fd:g} at {self.best_label}"]
+        if self.tied:
+            parts.append(f"within error of {len(self.tied)} more")
+        if self.edges:
+            parts.append(f"no optimum inside the range of {', '.join(self.edges)}: widen it")
+        ends = Counter(trial.state for trial in self.unfinished)
+        return "; ".join([*parts, *(f"{number} {state}" for state, number in ends.items())])
 
     def report(self, path: UPath) -> Report:
-        """Return the best number, and every trial as a run of its own."""
+        """Return the best number, the figures, and every trial as a run of its own."""
+        named = {**{t.identity: t for t in self.trials}, **{t.identity: t for t in self.finalists}}
+        drawn = [(name, path / f"{name}.png") for name in self.figures]
         return Report(
             metrics={f"best_{frechet.NAME}": self.best_fd},
-            tags={"metric": self.metric, "best": self.best_label},
-            files=(path / "trials.json",),
-            trials={trial.identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
-                    for trial in self.trials},
+            tags={"metric": self.metric, "best": self.best_label, "edges": ", ".join(self.edges)},
+            pictures={f"sweep/{name}": file for name, file in drawn},
+            files=(path / TRIALS, *((path / PAGE,) if (path / PAGE).exists() else ()),
+                   *(path / f"{name}.svg" for name in self.figures)),
+            trials={identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
+                    for identity, trial in named.items()},
         )  # fmt: skip
+
+
+def trial_identity(sampling: Sampling, images: int, seed: int) -> str:
+    """Return what makes it the same trial in another sweep of the same model and reference."""
+    return fingerprint([canonical(sampling), images, seed])
+
+
+def label(sampling: Sampling) -> str:
+    """Return a setting in words: what a sweep can search of it."""
+    parts = [
+        f"temperature {sampling.temperature:g}",
+        f"CFG {sampling.cfg_scale:g}" + ("" if sampling.cfg_schedule == "linear" else f" {sampling.cfg_schedule}"),
+        f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps",
+    ]
+    default = Sampling()
+    parts += [value for value in (sampling.solver, sampling.order) if value not in (default.solver, default.order)]
+    if sampling.max_timestep is not None:
+        parts.append(f"from t {sampling.max_timestep}")
+    return ", ".join(parts)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials, the smallest distance first."""
+    return sorted(trials, key=lambda trial: trial.fd)
+
+
+def edges_of(best: Sampling, axes: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """Return the numeric settings whose best value has no tried one on both of its sides, with that value.
+
+    No guidance at all is an end of its own: there is nothing beyond it.
+    """
+    found = []
+    for name, values in axes.items():
+        value = getattr(best, name)
+        if not isinstance(value, int | float) or len(values) < 2 or (name, value) == ("cfg_scale", 1):
+            continue
+        if value in (min(values), max(values)):
+            found.append(f"{name} (best at {value:g}, the {'smallest' if value == min(values) else 'largest'} tried)")
+    return tuple(found)
 
 
 def _short(sampling: Sampling) -> str:

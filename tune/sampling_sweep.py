@@ -1,137 +1,139 @@
-"""Sampling sweep with Ray Tune over one checkpoint: temperature x guidance x autoregressive steps x step schedule."""
+"""Sampling sweep over one checkpoint: every trial draws images with one setting; nothing is trained."""
 
-import time
-from dataclasses import dataclass
-from functools import lru_cache, reduce
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import ray.tune
+import ray
 from upath import UPath
 
+from evaluate.conditions import Conditions
 from evaluate.config import Sampling, Subject
 from evaluate.evaluate import conditions_against
-from evaluate.features import Extractor
-from evaluate.grid import sample_grid
-from evaluate.metrics import frechet
-from evaluate.metrics.frechet import frechet_distance
-from evaluate.metrics.sets import FeatureSums, Statistics
 from evaluate.reference import read_reference
-from evaluate.sampling.generate import Generator
 from infra.cluster import Compute, Workers, connected
-from infra.console import Progress
-from infra.fingerprint import canonical, fingerprint, from_json
+from infra.code import digests
+from infra.console import Progress, stage
+from infra.fingerprint import canonical, fingerprint
+from infra.hold import holding
 from infra.storage import location, write_json
+from train.card import content_digest
 from tune.config import SamplingSweep
-from tune.results import SweepResult, Trial
+from tune.front import front
+from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, edges_of, label, ranked
+from tune.search import Ended, Listed, Optuna, run_trials
+from tune.trial import Measurement, Work, read_trial, time_alone, timed_batch
 
-_BATCH = 64
+_MEASURING = (
+    "evaluate/sampling", "evaluate/features.py", "evaluate/metrics", "train/models", "tokenize_jobs/tokenizers",
+    "infra/seeding.py", "tune/trial.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Trials:
-    """What every trial needs to know."""
+class Measured:
+    """What the trials of a sweep came to."""
 
-    sweep: SamplingSweep
-    base: Sampling
-    subject: Subject
-    reference: str
-    out: str
-    cores: int
+    trials: Sequence[Trial]
+    finalists: Sequence[Trial]
+    ended: Sequence[Ended]
+    front: Sequence[Timed]
 
 
 def sampling_sweep(
     sweep: SamplingSweep, base: Sampling, subject: Subject, reference: UPath, out: UPath, compute: Compute
 ) -> SweepResult:
-    """Run the trials that are not done yet; leaves trials/*.json and a grid of each, and returns the best.
+    """Run the trials that no sweep of this model and reference has done; leaves trials, figures and a page in `out`.
 
-    `reference` is what `make_reference` left.
+    `reference` is what `make_reference` left. Raises RuntimeError when no trial finished.
     """
-    settings = sweep.settings(base)
-    progress = Progress("sweep", len(settings), "trials")
-    pending = [index for index, sampling in enumerate(settings) if not trial_path(out, sampling, sweep).exists()]
-    progress.update(len(settings) - len(pending))
-    if pending:
-        with connected(compute) as cluster:
-            workers = cluster.generate
-            trials = Trials(sweep, base, subject, str(reference), str(out), workers.cpus)
-            _run(trials, pending, workers, out, progress, len(settings))
-    results = [read_trial(trial_path(out, sampling, sweep)) for sampling in settings]
-    write_json(out / "trials.json", canonical(results))
-    best = min(results, key=lambda trial: trial.numbers[frechet.NAME])
-    conditions = conditions_against(read_reference(reference).about, sweep.images, base)
+    real = read_reference(reference).about
+    identity = [content_digest(location(subject.model)), subject.weights.hash, canonical(real), digests(_MEASURING)]
+    folder = out.parent / "trials" / fingerprint(identity)
+    with connected(compute) as cluster, holding(out.parent / "trials", shared=True):
+        work = Work(
+            subject, str(reference), str(folder), sweep.images, sweep.seed, cluster.generate.cpus,
+            sweep.planned(base)[0],
+        )  # fmt: skip
+        measured = _measure(sweep, base, work, cluster.generate, out)
+    result = result_of(sweep, measured, conditions_against(real, sweep.images, base), timed_batch(work))
+    _leave(result, folder, out)
+    from tune.page import write_page  # matplotlib takes a second to import
+
+    return write_page(result, out)
+
+
+def _measure(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers, out: UPath) -> Measured:
+    ended = _searched(sweep, base, work, workers, out)
+    trials = [read_trial(work.path(trial.sampling)) for trial in ended if trial.state == "finished"]
+    if not trials:
+        reasons = ", ".join(sorted({trial.reason for trial in ended}))
+        raise RuntimeError(f"none of {len(ended)} trials finished: {reasons}")
+    best = ranked(trials)[: sweep.finalists]
+    finalists = _measured_again(best, replace(work, images=sweep.final_images), workers, out) if best else []
+    return Measured(trials, finalists, ended, _timed_front(trials, work, workers))
+
+
+def _searched(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers, out: UPath) -> list[Ended]:
+    """Return how every planned trial ended, each setting once."""
+    progress = Progress("sweep", sweep.count(base), "trials")
+    folder, measure = out / "ray_tune", Measurement(work)
+    if sweep.search == "optuna":
+        search = Optuna(sweep.axes(), base, sweep.trials, sweep.seed)
+        ended = run_trials(search, measure, workers, folder, progress, sweep.minutes)
+        finished_last = sorted(ended, key=lambda trial: trial.state == "finished")
+        return list({fingerprint(canonical(trial.sampling)): trial for trial in finished_last}.values())
+    planned = sweep.planned(base)
+    pending = tuple(sampling for sampling in planned if not work.path(sampling).exists())
+    progress.update(len(planned) - len(pending))
+    ended = run_trials(Listed(pending), measure, workers, folder, progress, sweep.minutes) if pending else []
+    by_setting = {trial.sampling: trial for trial in ended}
+    return [by_setting.get(sampling, Ended(sampling, "finished")) for sampling in planned]
+
+
+def _measured_again(best: Sequence[Trial], work: Work, workers: Workers, out: UPath) -> list[Trial]:
+    """Return these trials of more images; those that they have are not drawn again."""
+    stage("sweep", f"the best {len(best)} again, of {work.images} images each")
+    settings = tuple(trial.sampling for trial in best)
+    progress = Progress("sweep", len(best), "finalists")
+    ended = run_trials(Listed(settings), Measurement(work), workers, out / "ray_tune_final", progress)
+    if failed := [trial for trial in ended if trial.state == "failed"]:
+        raise RuntimeError(f"{len(failed)} of {len(best)} finalists failed, first: {failed[0].reason}; run it again")
+    return [read_trial(work.path(sampling)) for sampling in settings]
+
+
+def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[Timed]:
+    """Return the front of speed against quality, its members timed one after the other in one process."""
+    members = [trials[place] for place in front([(trial.seconds_per_image, trial.fd) for trial in trials])]
+    remote = ray.remote(time_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus)
+    seconds = ray.get(remote.remote(work, [trial.sampling for trial in members]))
+    return [
+        Timed(label=members[place].label, sampling=members[place].sampling, fd=members[place].fd,
+              seconds_per_image=round(seconds[place], 6))
+        for place in front([(time, trial.fd) for time, trial in zip(seconds, members, strict=True)])
+    ]  # fmt: skip
+
+
+def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, timed_batch: int) -> SweepResult:
+    """Return what a sweep found: the best, what ties with it, and where the space ends too soon."""
+    best, *others = ranked(measured.finalists or measured.trials)
     return SweepResult(
         metric=conditions.title, conditions=conditions, best=best.sampling, best_label=best.label,
-        trials=tuple(results),
+        trials=tuple(measured.trials), finalists=tuple(measured.finalists),
+        tied=tuple(trial.label for trial in others if trial.is_tied_with(best)),
+        edges=edges_of(best.sampling, sweep.axes()), front=tuple(measured.front), timed_batch=timed_batch,
+        unfinished=tuple(
+            Unfinished(label=label(trial.sampling), sampling=trial.sampling, state=trial.state, reason=trial.reason)
+            for trial in measured.ended if trial.state != "finished"
+        ),
     )  # fmt: skip
 
 
-def read_trial(path: UPath) -> Trial:
-    """Read what a trial left."""
-    return from_json(path.read_text(), Trial, str(path))
-
-
-def _run(trials: Trials, pending: list[int], workers: Workers, out: UPath, progress: Progress, total: int) -> None:
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(ray.tune.with_parameters(_trial, trials=trials), workers.resources),
-        param_space={"trial": ray.tune.grid_search(pending)},
-        tune_config=ray.tune.TuneConfig(
-            metric=frechet.NAME, mode="min", max_concurrent_trials=workers.count, reuse_actors=True
-        ),
-        run_config=ray.tune.RunConfig(
-            name="ray_tune", storage_path=str(out), verbose=0, callbacks=[_Told(progress, total - len(pending))]
-        ),
-    )
-    results = tuner.fit()
-    if results.errors:
-        raise RuntimeError(f"{len(results.errors)} of {len(pending)} trials failed, first: {results.errors[0]}")
-
-
-class _Told(ray.tune.Callback):
-    """Prints a line for each finished trial."""
-
-    def __init__(self, progress: Progress, done: int) -> None:
-        self.progress, self.done = progress, done
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401, ARG002
-        self.done += 1
-        result = trial.last_result
-        self.progress.update(self.done, f", FD {result[frechet.NAME]:.2f} at {result['label']}")
-
-
-def _trial(config: dict[str, Any], trials: Trials) -> None:
-    """Draw images with one setting, measure them, and leave the result where the next run finds it."""
-    sampling = trials.sweep.settings(trials.base)[config["trial"]]
-    generator, extractor, reference = _tools(trials)
-    start, parts, first = time.monotonic(), [], []
-    for begin in range(0, trials.sweep.images, _BATCH):
-        span = range(begin, min(begin + _BATCH, trials.sweep.images))
-        images = generator.draw(generator.labels(span), span, trials.sweep.seed, sampling)
-        first += list(images) if begin == 0 else []
-        parts.append(FeatureSums.of(extractor(images)))
-    distance = frechet_distance(reduce(FeatureSums.__add__, parts).statistics(), reference)
-    trial = Trial(
-        label=f"temperature {sampling.temperature}, CFG {sampling.cfg_scale}, {sampling.ar_steps} AR x "
-        f"{sampling.diffusion_steps.label()} diffusion steps",
-        sampling=sampling, numbers={frechet.NAME: round(distance, 4)}, images=trials.sweep.images,
-        seed=trials.sweep.seed, seconds=round(time.monotonic() - start, 2),
-    )  # fmt: skip
-    path = trial_path(location(trials.out), sampling, trials.sweep)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = sample_grid(first.__getitem__, len(first), generator.card.classes)
-    picture.save(Path(str(path)).with_suffix(".png"))
-    write_json(path, canonical(trial))
-    ray.tune.report({**trial.numbers, "label": trial.label})
-
-
-@lru_cache(maxsize=1)
-def _tools(trials: Trials) -> tuple[Generator, Extractor, Statistics]:
-    """Return model, extractor and reference; loaded once a process, which Tune reuses for its next trial."""
-    generator = Generator(trials.subject.model, trials.subject.weights, cores=trials.cores)
-    real = read_reference(location(trials.reference))
-    return generator, Extractor(real.about.features), real.set.statistics
-
-
-def trial_path(out: UPath, sampling: Sampling, sweep: SamplingSweep) -> UPath:
-    """Return the result file of one trial."""
-    return out / "trials" / f"{fingerprint([canonical(sampling), sweep.images, sweep.seed])}.json"
+def _leave(result: SweepResult, folder: UPath, out: UPath) -> None:
+    """Leave the numbers of all trials and their grids in `out`."""
+    write_json(out / TRIALS, canonical(result.trials + result.finalists))
+    (out / "trials").mkdir(exist_ok=True)
+    for trial in result.trials + result.finalists:
+        name = f"{trial.identity}.png"
+        shutil.copyfile(Path(str(folder / name)), Path(str(out / "trials" / name)))

@@ -19,7 +19,7 @@ def class_bars(accuracy: Mapping[str, float], overall: float) -> str:
     axes.invert_yaxis()
     axes.axvline(overall, color="black", linewidth=1)
     axes.set(xlim=(0, 1), xlabel="accuracy (line: all classes)")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def distance_histograms(distances: Mapping[str, Sequence[float]]) -> str:
@@ -31,12 +31,13 @@ def distance_histograms(distances: Mapping[str, Sequence[float]]) -> str:
         axes.hist(of, edges, weights=np.full(len(of), 1 / len(of)), histtype="step", linewidth=1.5, label=name)
     axes.set(xlabel="distance to the nearest real image", ylabel="share of images")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg_text(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """Return a figure as an SVG element: the same text for the same figure."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "mar", "svg.fonttype": "none"}):  # the same figure is the same text
+    with mpl.rc_context({"svg.hashsalt": "mar", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

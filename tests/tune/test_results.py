@@ -1,0 +1,92 @@
+"""What a sweep says of its trials: the winner, its ties, the ends of the ranges, and every trial's record."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from evaluate.conditions import Conditions
+from evaluate.config import Sampling
+from infra.fingerprint import canonical, from_json
+from infra.storage import location
+from tune.config import SamplingSweep
+from tune.results import SweepResult, Trial, label
+from tune.sampling_sweep import Measured, result_of
+from tune.search import Ended
+
+SWEEP = SamplingSweep(temperature=(0.9, 1.0, 1.1), cfg_scale=(1.0, 3.0, 5.0), ar_steps=(4,), images=64, finalists=0)
+CONDITIONS = Conditions(
+    extractor="efficientnet-lite0", layer="1280", dimension=1280, extractor_weights="0", image_size=32, images=64,
+    reference="0", reference_images=100, precision="fp32",
+)  # fmt: skip
+
+
+def trial(sampling, fd, error=0.1, images=64, seconds=1.0):
+    return Trial(
+        label=label(sampling), sampling=sampling, numbers={"fd": fd, "fd_error": error}, images=images, seed=0,
+        seconds=1.0, seconds_per_image=seconds,
+    )  # fmt: skip
+
+
+def found(distance, sweep=SWEEP, finalists=(), ended=()):
+    trials = [trial(sampling, distance(sampling)) for sampling in sweep.settings(Sampling())]
+    return result_of(sweep, Measured(trials, finalists, ended, ()), CONDITIONS, 64)
+
+
+def bowl(temperature, cfg_scale):
+    return lambda s: 2 + (s.temperature - temperature) ** 2 * 100 + (s.cfg_scale - cfg_scale) ** 2
+
+
+def test_winner_is_the_setting_of_the_smallest_distance_and_nothing_is_doubted_inside_the_range():
+    result = found(bowl(1.0, 3.0))
+    assert (result.best.temperature, result.best.cfg_scale, result.best_fd) == (1.0, 3.0, 2.0)
+    assert result.edges == result.tied == ()
+    assert result.headline() == (
+        "best of 9 trials: FD (efficientnet-lite0, 64) 2 at temperature 1, CFG 3, 4 AR x 100 diffusion steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "cfg", "ends"),
+    [(0.5, 3.0, ("temperature (best at 0.9, the smallest tried)",)), (1.0, 9.0, ("cfg_scale (best at 5, the largest tried)",)),
+     (1.0, -3.0, ()), (9.0, 9.0, ("temperature (best at 1.1, the largest tried)", "cfg_scale (best at 5, the largest tried)"))],
+)  # fmt: skip
+def test_best_on_the_edge_of_its_range_is_no_optimum_and_is_said(temperature, cfg, ends):
+    result = found(bowl(temperature, cfg))
+    assert result.edges == ends
+    assert ("no optimum inside the range of" in result.headline()) == bool(ends)
+
+
+def test_trials_within_the_error_of_a_difference_are_called_ties():
+    settings = SWEEP.settings(Sampling())
+    distances = dict(zip(settings, [5.0, 5.2, 5.5, 9, 9, 9, 9, 9, 9], strict=True))
+    result = found(distances.__getitem__)
+    assert result.tied == (label(settings[1]),)  # 0.2 is less than 2 x sqrt(2) x 0.1, and 0.5 is more
+    assert "within error of 1 more" in result.headline()
+
+
+def test_finalists_decide():
+    first, second = (replace(Sampling(), temperature=t) for t in (0.9, 1.0))
+    finals = (trial(first, 4.0, images=640), trial(second, 3.0, images=640))
+    result = found(bowl(0.9, 1.0), finalists=finals)
+    assert (result.best, result.best_fd) == (second, 3.0)
+    assert "FD (efficientnet-lite0, 640) 3 at" in result.headline()
+
+
+def test_every_planned_trial_has_a_record_and_a_run_of_its_own(tmp_path):
+    settings = SWEEP.settings(Sampling())
+    ended = [
+        Ended(settings[0], "failed", "ValueError: so"),
+        Ended(settings[1], "stopped", "not begun within 1 minutes"),
+    ]
+    result = found(bowl(1.0, 3.0), ended=[*ended, *(Ended(s, "finished") for s in settings[2:])])
+    assert [(trial.state, trial.reason) for trial in result.unfinished] == [(end.state, end.reason) for end in ended]
+    assert result.headline().endswith("1 failed; 1 stopped")
+    report = result.report(location(tmp_path))
+    assert [of.metrics["fd"] for _, of in report.trials.values()] == [trial.fd for trial in result.trials]
+    assert {of.tags["metric"] for _, of in report.trials.values()} == {"FD (efficientnet-lite0, 64)"}
+
+
+def test_result_is_read_back_as_it_was_written():
+    result = found(bowl(1.0, 3.0))
+    assert from_json(json.dumps(canonical(result, identity=False)), SweepResult, "here") == result

@@ -1,0 +1,78 @@
+"""Figures of a sweep: the distance against temperature, against diffusion steps, and against seconds an image."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tune.results import Timed, Trial, ranked
+
+_SIZE = (6.0, 3.6)
+
+
+def figures(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> dict[str, Figure]:
+    """Return the figures that these trials have something to show in, by name."""
+    found = {"speed": speed(trials, front, metric)}
+    if len({trial.sampling.temperature for trial in trials}) > 1:
+        found["temperature"] = lines(trials, lambda trial: trial.sampling.temperature, "temperature", metric)
+    if len({diffusion_steps(trial) for trial in trials}) > 1:
+        found["diffusion-steps"] = lines(
+            trials, diffusion_steps, "diffusion steps (mean of the autoregressive steps)", metric
+        )
+    return found
+
+
+def diffusion_steps(trial: Trial) -> float:
+    """Return the mean of the diffusion steps over the autoregressive ones."""
+    sampling = trial.sampling
+    return sum(sampling.diffusion_steps.at(step, sampling.ar_steps) for step in range(sampling.ar_steps)) / max(
+        sampling.ar_steps, 1
+    )
+
+
+def best_of_each(trials: Sequence[Trial], place: Callable[[Trial], float]) -> dict[float, list[Trial]]:
+    """Return by guidance scale the best trial at each place, in order of the places: the best of all other settings."""
+    curves: dict[float, list[Trial]] = {}
+    for scale in sorted({trial.sampling.cfg_scale for trial in trials}):
+        of_scale = ranked([trial for trial in trials if trial.sampling.cfg_scale == scale])
+        best = {place(trial): trial for trial in reversed(of_scale)}
+        curves[scale] = [best[at] for at in sorted(best)]
+    return curves
+
+
+def lines(trials: Sequence[Trial], place: Callable[[Trial], float], name: str, metric: str) -> Figure:
+    """Return the distance against a setting, a line for each guidance scale."""
+    figure, axes = _axes(name, metric)
+    for scale, curve in best_of_each(trials, place).items():
+        where, distances = [place(trial) for trial in curve], [trial.fd for trial in curve]
+        axes.errorbar(where, distances, _errors(curve), marker="o", markersize=4, capsize=3, label=f"CFG {scale:g}")
+    axes.legend(frameon=False, title="best of the other settings", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def speed(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> Figure:
+    """Return the distance against seconds an image: all trials, timed side by side, and the front, timed alone."""
+    figure, axes = _axes("seconds an image (sampler and decoder)", metric)
+    seconds = [trial.seconds_per_image for trial in trials]
+    style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": "#9ab3cc", "label": "trials, timed side by side"}
+    axes.errorbar(seconds, [trial.fd for trial in trials], _errors(trials), **style)  # pyrefly: ignore
+    axes.plot(
+        [timed.seconds_per_image for timed in front], [timed.fd for timed in front], "s-", color="#b3452c",
+        markersize=5, label="front, timed alone",
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _axes(name: str, metric: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
+    axes = figure.subplots()
+    axes.set(xlabel=name, ylabel=metric)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _errors(trials: Sequence[Trial]) -> list[float]:
+    return [0.0 if math.isnan(trial.error) else trial.error for trial in trials]
