@@ -229,6 +229,14 @@ def tracking_uri(compute: Compute, root: UPath) -> str:
     return compute.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{root}/mlflow.db"
 
 
+def recorded_at(compute: Compute, root: UPath) -> str:
+    """Return where runs were recorded. Raises InputError for a SQLite file that there is not."""
+    uri = tracking_uri(compute, root)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(f"{uri}: no runs are recorded there yet; give --compute.out, or `mar run` a recipe first")
+    return uri
+
+
 def check_tracking(uri: str) -> None:
     """Raise InputError when `uri` names a server and nothing answers there."""
     if uri.startswith(("http://", "https://")):

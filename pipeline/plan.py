@@ -247,11 +247,24 @@ class Planner:
                     model=Path(self._model_path()), checkpoint=self._inputs("checkpoint")["checkpoint"],
                     tokenizer=tokenizer, image_size=self.image_size,
                     evaluation=evaluation.fingerprint, measured=evaluation.result,
+                    lineage=self._lineage(evaluation.record["commit"]),
                 ),
                 uri, self.root,
             )  # fmt: skip
 
         self._add("registration", {"store": uri}, self._inputs("checkpoint", "evaluation"), make, RegistrationResult)
+
+    def _lineage(self, commit: str) -> dict[str, str]:
+        """Return the tags that say what the registered model was made from."""
+        made = {"mar.recipe": self.recipe.name, "mar.model": self._model_path(), "mar.commit": commit}
+        if "latents" not in self.steps:
+            return made
+        source = {name: of for name, of in self.steps["latents"].inputs.items() if name != "tokenizer"}
+        return {
+            **made,
+            "mar.latents": str(self._path("latents")),
+            "mar.source": " ".join(map(" ".join, source.items())),
+        }
 
     def _inputs(self, *names: str) -> dict[str, str]:
         return {name: self.steps[name].fingerprint if name in self.steps else self.given[name] for name in names}

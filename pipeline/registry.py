@@ -5,31 +5,34 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from upath import UPath
 
-from evaluate.conditions import Conditions, comparable
 from evaluate.metrics.frechet import NAME
 from evaluate.results import EvaluationResult
 from infra.console import stage
 from infra.errors import InputError
-from infra.fingerprint import canonical, fingerprint, flatten, from_json
+from infra.fingerprint import canonical, fingerprint, flatten
 from infra.storage import write_json
 from infra.tracking import Tracker
+from pipeline.promotion import CHALLENGER, CHAMPION, ERROR, champion_of, crown, is_better
 from pipeline.results import RegistrationResult
 from tokenize_jobs.config import TokenizerFile
 from train.card import EMA_WEIGHTS, MODEL, read_card
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-DESCRIPTION = "A masked autoregressive image generator. Sample with predict(class_id, params=...)."
+DESCRIPTION = (
+    "An autoregressive image generator. Rows of the input have class_id, and may have cfg_scale, temperature, "
+    "ar_steps, diffusion_steps and seed, which are parameters too; image_format png answers PNG files in base64."
+)
 _VERSION_TAGS = ("mar.checkpoint", "mar.sampling", "mar.evaluation")
 _CHECKED_CLASSES, _CHECKED_STEPS = 2, 2  # the driver may have no GPU
 _REPOSITORY = Path(__file__).parents[1]
@@ -54,20 +57,31 @@ class Candidate:
     evaluation: str
     """Fingerprint of the evaluation: of checkpoint, settings and what they were measured against."""
     measured: EvaluationResult
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    """Tags saying what the model was made from, among promotion's LINEAGE."""
 
 
 def register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult:
     """Log the model, load it back, register it and give it an alias.
 
-    It becomes champion when it is the first, or better than the champion under the same conditions (metric,
-    reference, extractor); otherwise challenger. Raises RuntimeError when what was logged does not sample.
+    It becomes champion when it is the first, or better than the champion beyond the error bar and under the same
+    conditions; otherwise challenger. Raises RuntimeError when what was logged does not sample, InputError when the
+    registry fails: the next run goes on from there.
     """
+    try:
+        return _register(candidate, uri, root)
+    except MlflowException as error:
+        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from None
+
+
+def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult:
     mlflow.set_tracking_uri(uri)
     tracker = Tracker(uri, root)
     measured, sampling = candidate.measured, canonical(candidate.measured.sampling)
     tags = {
         "mar.checkpoint": candidate.checkpoint, "mar.evaluation": candidate.evaluation,
         "mar.sampling": fingerprint(sampling), "sampling": json.dumps(sampling), "metric": measured.metric,
+        **candidate.lineage, **({ERROR: str(measured.errors[NAME])} if NAME in measured.errors else {}),
         NAME: str(measured.fd), "conditions": json.dumps(canonical(measured.conditions), sort_keys=True),
     }  # fmt: skip
     version = _version_with(tracker, candidate.name, tags)
@@ -78,8 +92,7 @@ def register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult:
         version = mlflow.register_model(model_uri, candidate.name, tags=tags).version
         tracker.client.update_registered_model(candidate.name, description=DESCRIPTION)
         tracker.client.update_model_version(candidate.name, version, description=_description(measured))
-    alias = _choose_alias(tracker, candidate.name, tags)
-    tracker.client.set_registered_model_alias(candidate.name, alias, version)
+    alias = _give_alias(tracker.client, candidate.name, version, tags)
     return RegistrationResult(name=candidate.name, version=int(version), alias=alias)
 
 
@@ -93,13 +106,11 @@ def _log_model(run_id: str, candidate: Candidate) -> str:
             ParamSpec("ar_steps", DataType.long, int(sampling.ar_steps)),
             ParamSpec("diffusion_steps", DataType.long, 0),
             ParamSpec("seed", DataType.long, 0),
+            ParamSpec("image_format", DataType.string, "array"),
         ]
     )
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, "class_id")]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
-        params=params,
-    )
+    # no inputs: where a signature has some, MLflow drops other columns, and a misspelt setting would be lost in silence
+    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]), params=params)
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="sampler",
@@ -159,19 +170,20 @@ def _version_with(tracker: Tracker, name: str, tags: Mapping[str, str]) -> str |
     return next((version.version for version in same), None)
 
 
-def _choose_alias(tracker: Tracker, name: str, tags: dict[str, str]) -> str:
-    try:
-        champion = tracker.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return CHAMPION
-    if all(champion.tags.get(key) == tags[key] for key in _VERSION_TAGS):
+def _give_alias(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> str:
+    """Make the version champion when it is the first or better, otherwise challenger; returns which."""
+    champion = champion_of(client, name)
+    if champion is not None and str(champion.version) == str(version):
         return CHAMPION
     try:
-        of = [from_json(found["conditions"], Conditions, "conditions") for found in (champion.tags, tags)]
-        better = comparable(*of) and float(tags[NAME]) < float(champion.tags[NAME])
-    except (KeyError, InputError):  # a version of other tags
+        better = champion is None or is_better(tags, champion.tags)
+    except InputError:  # measured otherwise
         better = False
-    return CHAMPION if better else CHALLENGER
+    if better:
+        crown(client, name, str(version), str(champion.version) if champion else None)
+        return CHAMPION
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    return CHALLENGER
 
 
 def _description(measured: EvaluationResult) -> str:

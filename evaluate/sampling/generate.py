@@ -1,5 +1,7 @@
 """Draws images uint8 (n, H, W, 3) from a model directory; labels follow from the index."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -36,7 +38,7 @@ class Generator:
         return moments[:, : self.tokenizer.channels].float() * self.card.latent_scale
 
     def draw(
-        self, labels: torch.Tensor, indices: range, seed: int, sampling: Sampling, known: Known | None = None
+        self, labels: torch.Tensor, indices: Sequence[int], seed: int, sampling: Sampling, known: Known | None = None
     ) -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of these labels; `indices` name the random streams."""
         latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)

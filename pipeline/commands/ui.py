@@ -9,9 +9,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-from infra.cluster import Compute, tracking_uri
+from infra.cluster import Compute, recorded_at
 from infra.console import say
-from infra.errors import InputError
 from infra.storage import location
 from pipeline.flags import parse
 
@@ -30,12 +29,10 @@ def main(words: list[str]) -> int:
     """Serve until interrupted; returns the server's exit code. Raises InputError when there is no store."""
     config = parse(UI(), words, "mar ui")
     root = location(config.compute.out)
-    uri = tracking_uri(config.compute, root)
+    uri = recorded_at(config.compute, root)
     if uri.startswith("http"):
         say(f"runs are recorded by the server at {uri}: open it in a browser")
         return 0
-    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):  # noqa: PTH110
-        raise InputError(f"{uri}: no runs are recorded there yet; give --compute.out, or `mar run` a recipe first")
     command = [
         sys.executable, "-m", "mlflow", "server", "--workers", "1",
         "--backend-store-uri", uri, "--default-artifact-root", f"{root}/mlartifacts",

@@ -1,0 +1,94 @@
+"""Versions are ranked, promoted and rolled back on their numbers' error bars, never across conditions."""
+
+import json
+
+import mlflow
+import pytest
+
+from infra.errors import InputError
+from pipeline.promotion import differing, is_better, ranked
+from tests.pipeline.registered import CONDITIONS, registered
+
+
+def tags(fd, error=None, **conditions):
+    of = {"fd": str(fd), "conditions": json.dumps({**CONDITIONS, **conditions})}
+    return of if error is None else {**of, "fd_error": str(error)}
+
+
+def test_smaller_number_is_better_only_beyond_the_error_of_the_difference():
+    assert is_better(tags(40, 1), tags(50, 1))
+    assert not is_better(tags(49, 3), tags(50, 3))
+    assert not is_better(tags(50, 1), tags(40, 1))
+    assert is_better(tags(47, 1), tags(50, 1))
+    assert not is_better(tags(47.3, 1), tags(50, 1))  # 1.96 x sqrt(2) is 2.77
+
+
+def test_without_errors_five_percent_are_asked_for():
+    assert not is_better(tags(48), tags(50))
+    assert is_better(tags(47), tags(50))
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [("images", 128), ("reference", "2" * 16), ("extractor", "vgg16"), ("precision", "bf16"), ("image_size", 8)],
+)
+def test_numbers_of_other_conditions_are_not_compared_and_the_field_is_named(field, other):
+    assert len(differing(tags(1), tags(2, **{field: other}))) == 1
+    with pytest.raises(InputError, match=f"{field} .* and {other}"):
+        is_better(tags(1), tags(50, **{field: other}))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Version 1 of 50, 2 a tie, 3 better, 4 measured otherwise."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    numbers = [{"fd": 50.0}, {"fd": 49.5}, {"fd": 40.0}, {"fd": 1.0, "images": 32}]
+    results = [registered(folder, uri, number, **of) for number, of in enumerate(numbers)]
+    assert [result.alias for result in results] == ["champion", "challenger", "champion", "challenger"]
+    return folder, uri
+
+
+@pytest.mark.e2e
+def test_champion_is_promoted_rolled_back_and_promoted_again(store, mar_here):
+    folder, uri = store
+    client = mlflow.MlflowClient(uri)
+
+    def champion():
+        return str(client.get_model_version_by_alias("small", "champion").version)
+
+    def mar_registry(*words):
+        return mar_here("registry", *words, "--compute.out", str(folder))
+
+    assert champion() == "3"
+    assert [[str(v.version) for v in group] for group in ranked(client.search_model_versions("name = 'small'"))] in (
+        [["4"], ["3", "2", "1"]], [["3", "2", "1"], ["4"]],
+    )  # fmt: skip
+    rolled = mar_registry("rollback", "small")
+    assert (rolled.returncode, champion()) == (0, "1"), rolled.stderr
+    assert mar_registry("rollback", "small").returncode == 2
+    assert mar_registry("list", "smal").returncode == 2
+    for version, told in (("2", "not better by more than 2.77"), ("4", "images 32 and 64"), ("9", "no version 9")):
+        refused = mar_registry("promote", "small", version)
+        assert refused.returncode == 2
+        assert told in refused.stderr
+        assert champion() == "1"
+    assert mar_registry("promote", "small", "3").returncode == 0
+    assert champion() == "3"
+    listed = mar_registry("list").stdout
+    assert "@champion" in listed
+    assert "40 ± 1" in listed
+    assert "checkpoint checkpoint2" in listed
+    rows = [line.split() for line in listed.splitlines()]
+    assert [row[-1] for row in rows if row and row[0] in ("1", "2", "3")] == ["best", "worse", "worse"]
+
+
+@pytest.mark.e2e
+def test_registry_that_cannot_be_reached_is_one_line_and_code_2(mar_here, tmp_path):
+    for words in (("list",), ("promote", "small", "1"), ("rollback", "small")):
+        away = mar_here("registry", *words, "--compute.tracking-uri", "http://127.0.0.1:9")
+        missing = mar_here("registry", *words, "--compute.out", str(tmp_path))
+        assert (away.returncode, missing.returncode) == (2, 2)
+        assert "nothing answers there" in away.stderr
+        assert "no runs are recorded there" in missing.stderr
+    assert not list(tmp_path.iterdir())
