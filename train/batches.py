@@ -1,10 +1,9 @@
-"""Latents and draws of each training step, prepared one step ahead in a thread.
+"""Latents and draws of each training step.
 
 Everything is a function of (seed, step) and the row of the global batch: the same for any number of workers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,14 +84,3 @@ def step_input(store: LatentStore, model: Model, config: Train, step: int, rank:
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators for one step of one worker: dropout is the only draw left to torch."""
     torch.manual_seed(int(stream("dropout", seed, step, rank).integers(2**31)))
-
-
-def one_ahead(make: Callable[[int], StepInput], steps: range) -> Iterator[tuple[int, StepInput]]:
-    """Yield (step, make(step)), preparing the next one in a thread meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(make, steps.start) if len(steps) else None
-        for step in steps:
-            assert pending is not None
-            ready = pending.result()
-            pending = pool.submit(make, step + 1) if step + 1 in steps else None
-            yield step, ready

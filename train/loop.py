@@ -11,10 +11,11 @@ import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from infra.ahead import one_ahead
 from infra.follow import append
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
-from train.batches import one_ahead, seed_dropout, step_input
+from train.batches import seed_dropout, step_input
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
@@ -60,15 +61,16 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
         return step_input(store, job.model, config, step, rank, world)
 
     try:
-        for step, inputs in one_ahead(make, range(start, config.train_steps)):
-            seed_dropout(config.seed, step, rank)
-            lr = optimization.lr
-            metrics = training_step(model, network, ema, optimization, inputs.to(device))
-            done = step + 1
-            if log is not None and (done % config.log_every == 0 or done == config.train_steps):
-                log.write(done, {**{name: value.item() for name, value in metrics.items()}, "lr": lr})
-            if done % config.checkpoint_every == 0 or done == config.train_steps:
-                _report(done, rank, model, ema, optimization)
+        with one_ahead(make, range(start, config.train_steps)) as ahead:
+            for step, inputs in ahead:
+                seed_dropout(config.seed, step, rank)
+                lr = optimization.lr
+                metrics = training_step(model, network, ema, optimization, inputs.to(device))
+                done = step + 1
+                if log is not None and (done % config.log_every == 0 or done == config.train_steps):
+                    log.write(done, {**{name: value.item() for name, value in metrics.items()}, "lr": lr})
+                if done % config.checkpoint_every == 0 or done == config.train_steps:
+                    _report(done, rank, model, ema, optimization)
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
         return {"failed": str(error)}
     return {"start": start, "images": len(store), "images_held_back": store.held_back}

@@ -16,6 +16,8 @@ from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
 from train.card import read_card
 from train.checkpoint import read_model
 
+_PIXELS_AT_ONCE = 64 * 256**2  # bounds the memory of a decoder
+
 
 class Generator:
     """One model and its tokenizer's decoder on one device. A plain class; needs no Ray."""
@@ -42,5 +44,13 @@ class Generator:
     ) -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of these labels; `indices` name the random streams."""
         latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)
-        # decoded in float32, whatever the model's precision: early samples are large, and half would make them black
-        return to_uint8(self.tokenizer.decode(latents / self.card.latent_scale))
+        return self.decode(latents / self.card.latent_scale)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Return images uint8 (B, H, W, 3) of unscaled latents (B, C, h, w), at most `_PIXELS_AT_ONCE` at a time.
+
+        In float32, whatever the model's precision: early samples are large, and half would make them black.
+        """
+        pixels = latents.shape[-2] * latents.shape[-1] * self.tokenizer.stride**2
+        parts = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
+        return np.concatenate([to_uint8(self.tokenizer.decode(part)) for part in parts])

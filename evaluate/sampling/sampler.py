@@ -11,6 +11,7 @@ from evaluate.config import Sampling
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import NoiseSource
 from evaluate.sampling.orders import generation_order, reveal_counts
+from infra.ahead import one_ahead
 from infra.errors import InputError
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
@@ -54,8 +55,14 @@ def sample(
         order = order.gather(1, (~known.keep[order]).long().argsort(dim=1, stable=True))  # kept tokens first
         given = int(known.keep.sum())
     order = order.to(device)
+    counts = reveal_counts(settings.order, length - given, settings.ar_steps)
+    heads = [settings.head_at(step) for step in range(len(counts))]
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+    def step_noise(step: int) -> Tensor:
+        return noise.normal(model.head.sampling_draws(heads[step]), counts[step], channels).flatten(1, 2)
+
+    bf16 = settings.precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), one_ahead(step_noise, range(len(counts))) as ahead:
         guided = settings.cfg_scale != 1.0 and labels is not None
         vectors = model.class_vectors(labels.to(device) if labels is not None else None, batch)
         if guided:
@@ -63,19 +70,14 @@ def sample(
         state = model.begin(vectors, order)
 
         start = given
-        for step, count in enumerate(reveal_counts(settings.order, length - given, settings.ar_steps)):
-            head = settings.head_at(step)
-            draws = (
-                noise.normal(model.head.sampling_draws(head), count, channels)
-                .to(device, non_blocking=True)
-                .flatten(1, 2)
-            )
+        for step, draws in ahead:
+            count = counts[step]
             condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
             condition, null = (
                 (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
             )
             cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
-            drawn = model.head.sample(condition, draws, head, null, cfg_scale)
+            drawn = model.head.sample(condition, draws.to(device, non_blocking=True), heads[step], null, cfg_scale)
             positions = order[:batch, start : start + count].sort(1).values
             tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
             start += count

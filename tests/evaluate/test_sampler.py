@@ -1,19 +1,26 @@
 """Properties of the sampler that hold for any weights."""
 
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampling import generate
+from evaluate.sampling.generate import Generator
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.orders import cosine_reveal, generation_order, reveal_counts
 from evaluate.sampling.sampler import sample
 from infra.errors import InputError
-from tests.small_model import ORDER_OF, randomised, small
+from infra.seeding import stream
+from tests.small_model import HEADS, ORDER_OF, randomised, small
+from tokenize_jobs.tokenizers.pixels import Pixels, to_uint8
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
 from train.models.heads import HeadSampling
@@ -165,3 +172,68 @@ def test_sampling_step_compiles_into_one_graph():
     given = vectors, order, torch.randn(4, 16, 3), torch.randn(5, 12, 3)
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(*given), step(*given), rtol=1e-4, atol=1e-4)
+
+
+class Given(ImageNoise):
+    """Keeps what the sampler is given, and the threads that made it."""
+
+    def normal(self, draws, rows, channels):
+        self.__dict__.setdefault("threads", set()).add(threading.current_thread())
+        self.__dict__.setdefault("given", []).append(super().normal(draws, rows, channels))
+        return self.given[-1]
+
+
+@pytest.mark.parametrize("indices", [[0], [5, 2, 9], range(7)])
+def test_noise_made_ahead_is_that_of_each_images_own_stream(indices):
+    model, noise = randomised(small()), Given(11, indices)
+    steps = DiffusionSteps(first=7, last=2)
+    sample(model, torch.zeros(len(indices), dtype=torch.long), noise, replace(FAST, ar_steps=5, diffusion_steps=steps))
+    streams = [stream("image", 11, index) for index in indices]
+    for random in streams:
+        random.permutation(16)
+    for step, (count, given_) in enumerate(zip(cosine_reveal(16, 5), noise.given, strict=True)):
+        drawn = [random.standard_normal((steps.at(step, 5), count, 3), dtype=np.float32) for random in streams]
+        assert np.array_equal(given_, np.stack(drawn, 1))
+    assert threading.main_thread() not in noise.threads
+    assert not any(thread.is_alive() for thread in noise.threads)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors with as many numbers as `parameter`, or a share of them."""
+
+    def __init__(self, parameter):
+        super().__init__()
+        self.parameter, self.cast = parameter, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        storage = self.parameter.untyped_storage().data_ptr()
+        if func is torch.ops.aten._to_copy.default and args[0].untyped_storage().data_ptr() == storage:
+            self.cast += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("rows", [64, 300])
+@torch.no_grad()
+def test_modulation_is_cast_once_however_many_denoising_steps_follow(kind, rows):
+    head = randomised(small(kind=kind)).head
+    weight, condition = head.net.modulation.weight, torch.randn(rows, 32)
+    with torch.autocast("cpu", torch.bfloat16), Casts(weight) as casts:
+        head.sample(condition, torch.randn(9, rows, 3), HeadSampling(steps=9))
+    assert casts.cast == weight.numel()
+
+
+def test_decoder_sees_no_more_pixels_at_once_than_it_may(monkeypatch):
+    monkeypatch.setattr(generate, "_PIXELS_AT_ONCE", 3 * 8 * 8)
+    seen = []
+
+    class Decoder(Pixels):
+        def decode(self, latents):
+            seen.append(len(latents))
+            return super().decode(latents)
+
+    generator = Generator.__new__(Generator)
+    generator.tokenizer = Decoder()
+    latents = torch.randn(8, 3, 8, 8)
+    assert np.array_equal(generator.decode(latents), to_uint8(Pixels().decode(latents)))
+    assert seen == [3, 3, 2]

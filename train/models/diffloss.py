@@ -74,9 +74,10 @@ class DiffusionLoss(TokenHead):
         times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
         null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
         guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)
+        layers = self.net.modulation_layers(len(guidance.rows))
         x, older_x0, reverse = noise[0].float(), None, SOLVERS[settings.solver]
         for used, index in enumerate(reversed(range(tables.steps)), start=1):
-            output = self.net(guidance.repeat(x), times[index : index + 1], guidance.rows)
+            output = self.net(guidance.repeat(x), times[index : index + 1], guidance.rows, layers)
             predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
             fresh = settings.temperature, noise[used] if index > 0 else None
             x, older_x0 = reverse(tables, index, x, predicted, fraction, fresh, older_x0)

@@ -58,9 +58,10 @@ class FlowLoss(TokenHead):
         times = self.net.time_embed(grid * _TIME_SCALE)
         null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
         guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)
+        layers = self.net.modulation_layers(len(guidance.rows))
         x, forward = noise[0].float(), SOLVERS[settings.solver]
         for step in range(steps):
-            output = self.net(guidance.repeat(x), times[step : step + 1], guidance.rows)
+            output = self.net(guidance.repeat(x), times[step : step + 1], guidance.rows, layers)
             velocity = guidance.combine(output, self.channels)
             fresh = noise[step + 1] if step < steps - 1 else None
             x = forward(x, velocity, step * dt, dt, settings.temperature, fresh)

@@ -68,14 +68,29 @@ class HeadMLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Map x (N, C), embedded time (N or 1, W) and embedded condition (N, W) to float32 (N, out_channels)."""
-        vectors, sizes = F.silu(time + condition), [3 * self.width] * self.depth + [2 * self.width]
-        if len(vectors) <= _FEW_ROWS:  # one product: each costs a launch
-            modulations = iter(self.modulation(vectors).split(sizes, -1))
-        else:  # one product at a time, when it is needed: the cache holds it
-            layers = zip(self.modulation.weight.split(sizes), self.modulation.bias.split(sizes), strict=True)
-            modulations = (F.linear(vectors, *layer) for layer in layers)
+    def modulation_layers(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """Return weight and bias of the modulations of so many rows, as one layer or as one of each block.
+
+        Autocast keeps what it casts of a parameter, not of its slices: those are cast here, once.
+        """
+        weight, bias, device = self.modulation.weight, self.modulation.bias, self.modulation.weight.device.type
+        if rows <= _FEW_ROWS:  # one product: each costs a launch
+            return [(weight, bias)]
+        if torch.is_autocast_enabled(device):
+            weight, bias = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (weight, bias))
+        return list(zip(weight.split(3 * self.width), bias.split(3 * self.width), strict=True))
+
+    def forward(
+        self, x: Tensor, time: Tensor, condition: Tensor, layers: list[tuple[Tensor, Tensor]] | None = None
+    ) -> Tensor:
+        """Map x (N, C), embedded time (N or 1, W) and embedded condition (N, W) to float32 (N, out_channels).
+
+        `layers` are the `modulation_layers` of N rows, from who calls again and again.
+        """
+        vectors = F.silu(time + condition)
+        products = (F.linear(vectors, *layer) for layer in layers or self.modulation_layers(len(vectors)))
+        # of many rows one product at a time, when it is needed: the cache holds it
+        modulations = (part for product in products for part in product.split(3 * self.width, -1))
         h = self.input_proj(x)
         for block in self.res_blocks:
             h = block(h, next(modulations))
