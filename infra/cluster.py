@@ -17,6 +17,8 @@ from infra.fingerprint import where
 
 _CONNECT_SECONDS = 5
 _CORES_BESIDE_GPU = 4  # reading latents and writing pictures for one GPU keeps no more busy
+_SMALL_MEMORY, _SMALL_STORE = 16 << 30, 512 << 20
+_MANY = 1000  # nodes of a group without a limit
 _EPSILON = 1e-9  # 1 / 0.1 is no less than 10
 # a worker that asked Ray for no GPU would see them all, and torch would take the first
 _HIDE_GPUS_NOT_LENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
@@ -145,8 +147,8 @@ def connected(compute: Compute) -> Iterator[Cluster]:
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
     options = {"address": address, "runtime_env": {"env_vars": _HIDE_GPUS_NOT_LENT}} if address else {
-        "address": "local", "include_dashboard": False, "object_store_memory": 512 << 20,
-        "num_cpus": max(os.cpu_count() or 1, 2),  # one encodes, one reads
+        "address": "local", "include_dashboard": False, "object_store_memory": _object_store(),
+        "num_cpus": max(usable_cores(), 2),  # one encodes, one reads
     }  # fmt: skip
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -164,25 +166,75 @@ def connected(compute: Compute) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: those of its affinity, and of its container's limit."""
+    from ray._private.utils import get_num_cpus
+
+    return max(1, min(len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
+def _object_store() -> int | None:
+    """Return the bytes of a local cluster's object store: 512 MiB on a small machine, else Ray's own rule (None).
+
+    Ray takes 30 % of the memory the process may use, at most what /dev/shm holds.
+    """
+    from ray._common.utils import get_system_memory
+
+    return _SMALL_STORE if get_system_memory() < _SMALL_MEMORY else None
+
+
+def _addable() -> list[dict[str, float]] | None:
+    """Return the nodes that an autoscaler may add; None when there is one that does not tell which."""
+    import json
+
+    from ray._private.state import state  # where Ray Data and Ray Train look too
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    config = state.get_cluster_config()
+    if config is not None and config.node_group_configs:
+        return [
+            dict(group.resources)
+            for group in config.node_group_configs
+            for _ in range(_MANY if group.max_count < 0 else group.max_count)
+        ]
+    status = _internal_kv_get("__autoscaling_status")
+    types = json.loads(status)["autoscaler_report"]["active_nodes"] if status else {}
+    # where nothing can be added, each node is a type of its own, called after its id
+    return [] if all(name.startswith("node_") for name in types) else None
+
+
 def _cluster(compute: Compute) -> Cluster:
     """Return what each stage takes of the connected cluster. Raises InputError when it cannot hold it."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = {}
+    found, addable = {}, _addable()
     for name, beside in (("encode", 1), ("train", 0), ("generate", 0)):
         found[name] = workers_of(getattr(compute, name), nodes, beside)
-        check_held(name, found[name], nodes, beside)
+        check_held(name, found[name], nodes, addable, beside)
     return Cluster(**found)
 
 
-def check_held(name: str, workers: Workers, nodes: Sequence[Mapping[str, float]], beside: int = 0) -> None:
-    """Raise InputError unless the nodes hold all these workers of the stage `name`, and `beside` cores more."""
+def check_held(
+    name: str,
+    workers: Workers,
+    nodes: Sequence[Mapping[str, float]],
+    addable: Sequence[Mapping[str, float]] | None = (),
+    beside: int = 0,
+) -> None:
+    """Raise InputError unless the nodes can hold all these workers of the stage `name`, and `beside` cores more.
+
+    `addable` are the nodes that an autoscaler may add, None if it may add any.
+    """
     flags = f"--compute.{name}.workers {workers.count} x {workers.cpus} cores and {workers.gpus:g} GPUs"
     if workers.count < 1 or workers.cpus < 1 or workers.gpus < 0 or (workers.gpus > 1 and workers.gpus % 1):
         raise InputError(f"{flags}: ask for positive numbers, and for a part of one GPU or for whole GPUs")
+    if addable is None:
+        return
+    has_now, nodes = len(nodes), [*nodes, *addable]
     cores, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    has = f"the cluster has {cores:g} cores and {gpus:g} GPUs on {len(nodes)} nodes"
+    grown = f" and the {len(addable)} that may be added" if addable else ""
+    has = f"the cluster has {cores:g} cores and {gpus:g} GPUs on {has_now} nodes{grown}"
     held = workers.held_by(nodes)
     if held < workers.count:
         raise InputError(

@@ -1,14 +1,17 @@
 """The cluster that work runs on."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 
-from infra.cluster import Compute, Stage, Workers, check_held, quiet_environment, workers_of
+from infra.cluster import Compute, Stage, Workers, check_held, connected, quiet_environment, usable_cores, workers_of
 from infra.errors import InputError
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("token", [True, False])
@@ -76,7 +79,7 @@ def test_what_a_default_stage_takes_is_held_by_any_nodes_with_two_cores():
         for name, beside in (("encode", 1), ("train", 0), ("generate", 0)):
             gpus = [None, 0, 0.25, 0.5, 1][random.integers(5)] if any(n["GPU"] and n["CPU"] > 1 for n in nodes) else 0
             stage = replace(getattr(Compute(), name), gpus=gpus)
-            check_held(name, workers_of(stage, nodes, beside), nodes, beside)
+            check_held(name, workers_of(stage, nodes, beside), nodes, beside=beside)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,50 @@ def test_what_a_default_stage_takes_is_held_by_any_nodes_with_two_cores():
 def test_workers_that_the_nodes_cannot_hold_are_refused(stage, message):
     with pytest.raises(InputError, match=message):
         check_held("train", workers_of(stage, EIGHT), EIGHT)
+
+
+def test_nodes_that_an_autoscaler_may_add_count():
+    workers = workers_of(Stage(workers=12, gpus=1), EIGHT)
+    with pytest.raises(InputError, match="on 1 nodes, which hold 8 such workers"):
+        check_held("train", workers, EIGHT)
+    check_held("train", workers, EIGHT, EIGHT)
+    check_held("train", workers, EIGHT, None)
+    with pytest.raises(InputError, match="on 1 nodes and the 2 that may be added, which hold 0 such workers"):
+        check_held("train", workers_of(Stage(cpus=97), EIGHT), EIGHT, EIGHT * 2)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from infra.cluster import usable_cores; print(usable_cores())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.chaos
+def test_cluster_of_several_nodes_refuses_what_no_node_holds_unless_it_may_add_one(no_cluster):
+    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+    from ray.cluster_utils import Cluster as Nodes
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
+    nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
+    try:
+        with connected(Compute(address=nodes.address)) as cluster:
+            assert cluster.train == Workers(1, 2, 0)
+            with connected(Compute(train=Stage(workers=2))) as cluster:
+                assert cluster.train == Workers(2, 2, 0)
+            too_large = Compute(train=Stage(cpus=3))  # the cluster has four cores, but on no node three
+            with pytest.raises(InputError, match="4 cores and 0 GPUs on 2 nodes, which hold 0"), connected(too_large):
+                pass
+            groups = [NodeGroupConfig(resources={"CPU": 4}, min_count=0, max_count=1, name="large")]
+            report = ClusterConfig(node_group_configs=groups).SerializeToString()
+            _internal_kv_put(
+                GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, report, namespace=GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+            )
+            with connected(too_large) as cluster:
+                assert cluster.train == Workers(1, 3, 0)
+            with pytest.raises(InputError, match="the 1 that may be added"), connected(Compute(train=Stage(cpus=5))):
+                pass
+    finally:
+        nodes.shutdown()
