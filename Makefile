@@ -6,7 +6,7 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(BIN)/pi
 # a run starts dozens of Python processes; where this is set, each would compile torch, Ray and MLflow anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check unit chaos bench ui clean
+.PHONY: help demo test check unit chaos bench gpu ui clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -44,6 +44,9 @@ chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers while tokenizin
 bench: $(VENV)/ready-dev       ## measured ratios: models against a transcription, latent store against npz and memmap
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.latents
+
+gpu:             ## the GPU rows of the benchmark, in eight minutes; needs torch and numpy alone, of whichever python3
+	python3 -m benchmarks.gpu
 
 clean:           ## remove the environment; artifacts stay
 	rm -rf $(VENV)

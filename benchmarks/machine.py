@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import torch
@@ -22,7 +22,10 @@ def conditions() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         processor = f"{os.cpu_count()} cores of {named[0] if named else platform.processor()}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "pyarrow", "numpy"))
+    installed = {distribution.metadata["Name"] for distribution in distributions()}
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "ray", "pyarrow", "numpy") if name in installed
+    )
     return f"{processor}; Python {platform.python_version()}, {versions}; {dt.date.today()}"
 
 

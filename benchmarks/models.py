@@ -15,24 +15,28 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor, nn
 
-from benchmarks import transcription
 from benchmarks.machine import conditions, flops, interleaved, ratio, square_products
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.orders import reveal_counts
 from evaluate.sampling.sampler import sample
 from infra.console import say
+from tests.references import transcription
 from train.batches import StepInput, TrainingDraws, training_draws
 from train.config import Train
 from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
-from train.models.config import Model, mar_base, tiny
+from train.models.config import Model, mar_base, mar_large, tiny
 from train.models.patchify import patchify, unpatchify
 from train.models.published import to_published
 from train.optimizer import Optimization
 from train.step import training_step
 
 IMAGENET_256 = {"latent_size": 16, "latent_channels": 16, "num_classes": 1000}
+HEADER = (
+    "| case | precision | transcription / ours, time | TFLOP | images/s | memory | of the matmul rate "
+    "| largest difference |\n|---|---|---|---|---|---|---|---|"
+)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -58,9 +62,9 @@ class Case:
 def models() -> dict[str, Model]:
     """Return the measured shapes; the transcription knows no dropout."""
     small = tiny().on(latent_size=8, latent_channels=4, num_classes=10)
-    base = mar_base()
-    base = replace(base, trunk=replace(base.trunk, dropout=0.0))
-    return {"MAR-B": base.on(**IMAGENET_256), "small": small}
+    published = {"MAR-B": mar_base(), "MAR-L": mar_large()}
+    plain = {name: replace(shape, trunk=replace(shape.trunk, dropout=0.0)) for name, shape in published.items()}
+    return {**{name: shape.on(**IMAGENET_256) for name, shape in plain.items()}, "small": small}
 
 
 def cases() -> list[Case]:
@@ -69,7 +73,8 @@ def cases() -> list[Case]:
         training = [Case("MAR-B", batch) for batch in (64, 128, 256)]
         annealed = DiffusionSteps(first=50, last=5)
         settings = [(64, DiffusionSteps()), (64, DiffusionSteps(first=25, last=25)), (32, annealed)]
-        return training + [Case("MAR-B", batch, *setting) for batch in (1, 32, 256) for setting in settings]
+        sampling = [Case("MAR-B", batch, *setting) for batch in (1, 32, 256) for setting in settings]
+        return [*training, Case("MAR-L", 64), *sampling, Case("MAR-L", 32, *settings[1])]
     few = DiffusionSteps(first=10, last=10)
     small = [Case("small", 64), Case("small", 1, 4, few), Case("small", 16, 4, few), Case("small", 256, 4, few)]
     return [*small, Case("MAR-B", 4), Case("MAR-B", 2, 4, few)]
@@ -188,7 +193,11 @@ def row(case: Case, precision: str) -> str:
     """Measure one case, and a product of square matrices in turn with it, and return its line of the table."""
     pair = sampling_pair if case.ar_steps else training_pair
     ours, plain = pair(case, bf16=precision == "bf16")
-    first, second = ours(), plain()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    first = ours()
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if DEVICE.type == "cuda" else "-"
+    second = plain()
     difference = ((first - second).abs().max() / second.abs().max()).item()
     product = square_products(torch.bfloat16 if precision == "bf16" else torch.float32, DEVICE)
     work = {"ours": ours, "plain": plain, "product": product}
@@ -199,7 +208,7 @@ def row(case: Case, precision: str) -> str:
     return (
         f"| {case.title()} | {precision} | {ratio(times['plain'], times['ours']):.2f}x "
         f"| {operations['ours'] / 1e12:.3f}, transcription {operations['plain'] / 1e12:.3f} "
-        f"| {case.batch / median:.3g} | {share:.0%} of {ceiling / 1e9:.0f} GFLOP/s | {difference:.0e} |"
+        f"| {case.batch / median:.3g} | {memory} | {share:.0%} of {ceiling / 1e9:.0f} GFLOP/s | {difference:.0e} |"
     )
 
 
@@ -209,10 +218,7 @@ def main() -> None:
     parser.add_argument("--model", choices=models(), help="only this one")
     chosen = parser.parse_args().model
     say(f"{conditions()}\n")
-    say(
-        "| case | precision | transcription / ours, time | TFLOP | images/s | of the matmul rate | largest difference |"
-    )
-    say("|---|---|---|---|---|---|---|")
+    say(HEADER)
     for case in cases():
         if chosen not in (None, case.model):
             continue

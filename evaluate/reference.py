@@ -20,7 +20,8 @@ from evaluate.results import ReferenceResult
 from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.errors import InputError
-from infra.fingerprint import canonical, from_json
+from infra.fingerprint import canonical
+from infra.from_json import from_json
 from infra.storage import write_atomic, write_json
 from tokenize_jobs.sources.listing import Listing
 

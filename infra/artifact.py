@@ -20,7 +20,8 @@ from upath import UPath
 
 from infra.code import changed, digests
 from infra.errors import InputError
-from infra.fingerprint import canonical, differences, fingerprint, from_json
+from infra.fingerprint import canonical, differences, fingerprint
+from infra.from_json import from_json
 from infra.hold import holding
 from infra.result import Result
 from infra.storage import read_json, storage_errors, write_json

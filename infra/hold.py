@@ -12,7 +12,8 @@ from pathlib import Path
 from upath import UPath
 
 from infra.errors import InputError
-from infra.fingerprint import canonical, from_json
+from infra.fingerprint import canonical
+from infra.from_json import from_json
 from infra.storage import is_local, storage_errors, write_json
 
 HOLD = "running.json"

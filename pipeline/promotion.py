@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from evaluate.conditions import Conditions
 from evaluate.metrics.frechet import NAME
 from infra.errors import InputError
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ERROR, CONDITIONS, PREVIOUS = f"{NAME}_error", "conditions", "mar.previous_champion"

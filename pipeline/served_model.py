@@ -23,7 +23,7 @@ from PIL import Image
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.generate import Generator
 from infra.errors import InputError, nearest
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 from tokenize_jobs.config import TokenizerFile
 
 CLASS, SEED, FORMAT = "class_id", "seed", "image_format"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from infra.errors import InputError, nearest
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 from pipeline.recipes import RECIPES, Recipe, given_model, own_images
 
 

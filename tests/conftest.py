@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from unittest import mock
 
@@ -91,3 +92,23 @@ def free_port():
             return probe.getsockname()[1]
 
     return find
+
+
+@pytest.fixture
+def python_without(tmp_path):
+    """Return a function that runs Python where the packages whose names begin with some words are not installed."""
+
+    def run(packages: tuple[str, ...], *words: str) -> subprocess.CompletedProcess:
+        left_out = set()
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if found := [name for name in packages if path.name.lower().startswith(name)]:
+                left_out.update(found)
+            elif path.suffix != ".pth":
+                (tmp_path / path.name).symlink_to(path)
+        assert left_out == set(packages)
+        return subprocess.run(
+            [sys.executable, "-S", *words], cwd=REPOSITORY, capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
+        )  # fmt: skip
+
+    return run

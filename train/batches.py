@@ -5,16 +5,19 @@ Everything is a function of (seed, step) and the row of the global batch: the sa
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infra.seeding import stream
-from tokenize_jobs.store.reader import LatentStore
 from train.config import Train
 from train.models.config import Model
 from train.models.patchify import patchify
+
+if TYPE_CHECKING:  # a step needs no store
+    from tokenize_jobs.store.reader import LatentStore
 
 LAWS = {"uniform": np.random.Generator.random, "normal": np.random.Generator.standard_normal}
 
@@ -72,7 +75,9 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     )
 
 
-def step_input(store: LatentStore, model: Model, config: Train, step: int, rank: int = 0, world: int = 1) -> StepInput:
+def step_input(
+    store: "LatentStore", model: Model, config: Train, step: int, rank: int = 0, world: int = 1
+) -> StepInput:
     """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
     share, first = config.batch_size // world, step * config.batch_size
     rows = range(rank * share, (rank + 1) * share)

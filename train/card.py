@@ -8,7 +8,7 @@ from pathlib import Path
 from upath import UPath
 
 from infra.errors import InputError
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 from train.models.config import Model
 
 MODEL, WEIGHTS, EMA_WEIGHTS = "model.json", "model.safetensors", "ema.safetensors"

@@ -20,7 +20,7 @@ from evaluate.sampling.known import Known, known_from_pictures
 from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 from infra.storage import local_root
 from pipeline.flags import parse
 from pipeline.plan import Planner

@@ -8,7 +8,8 @@ import pytest
 
 from infra.artifact import Step
 from infra.errors import InputError, nearest
-from infra.fingerprint import added, canonical, differences, fingerprint, from_json, where
+from infra.fingerprint import added, canonical, differences, fingerprint, where
+from infra.from_json import from_json
 from infra.result import Result
 from infra.seeding import stream
 from infra.storage import location, require_writable

@@ -9,7 +9,7 @@ from PIL import Image
 
 from infra.cluster import Compute
 from infra.errors import InputError
-from infra.fingerprint import from_json
+from infra.from_json import from_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe, emoji_32, imagenet_256_mar_b, imagenet_256_mar_l, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize

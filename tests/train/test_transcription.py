@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import transcription
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.orders import reveal_counts
 from evaluate.sampling.sampler import sample
+from tests.references import transcription
 from tests.small_model import step_loss
 from train.batches import StepInput, training_draws
 from train.models.build import build_model

@@ -1,9 +1,9 @@
-"""MAR and its Diffusion Loss transcribed formula by formula, with nothing saved: the yardstick of `make bench`.
+"""MAR and its Diffusion Loss transcribed formula by formula, with nothing saved: a reference for tests and benchmarks.
 
 Li et al. 2024, Nichol & Dhariwal 2021. Every token goes through the encoder's input and the head, masked or not;
-each block of the head projects its own modulation; the whole decoder runs in every autoregressive step. TokenizerFile
+each block of the head projects its own modulation; the whole decoder runs in every autoregressive step. Tensors
 have the published names, so that both sides compute with the same numbers. It shares no code with `train/models/`
-but the shape, and serves the tests as an independent reference.
+but the shape.
 """
 
 import math
