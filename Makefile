@@ -45,7 +45,8 @@ bench: $(VENV)/ready-dev       ## measured ratios: models against a transcriptio
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.latents
 
-gpu:             ## the GPU rows of the benchmark, in eight minutes; needs torch and numpy alone, of whichever python3
+gpu:             ## tests on a GPU and the GPU rows of the benchmark, in eight minutes; needs torch, numpy and pytest alone, of whichever python3
+	python3 -m pytest --noconftest -c /dev/null --rootdir . -m gpu tests/gpu
 	python3 -m benchmarks.gpu
 
 clean:           ## remove the environment; artifacts stay
