@@ -198,7 +198,8 @@ def _addable() -> list[dict[str, float]] | None:
             for _ in range(_MANY if group.max_count < 0 else group.max_count)
         ]
     status = _internal_kv_get("__autoscaling_status")
-    types = json.loads(status)["autoscaler_report"]["active_nodes"] if status else {}
+    report = json.loads(status).get("autoscaler_report") if status else None  # a cluster just begun has none yet
+    types = report["active_nodes"] if report else {}
     # where nothing can be added, each node is a type of its own, called after its id
     return [] if all(name.startswith("node_") for name in types) else None
 
