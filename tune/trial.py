@@ -22,7 +22,8 @@ from evaluate.metrics import frechet
 from evaluate.metrics.sets import Statistics
 from evaluate.reference import read_reference
 from evaluate.sampling.generate import Generator
-from infra.fingerprint import canonical, from_json
+from infra.fingerprint import canonical
+from infra.from_json import from_json
 from infra.storage import location, write_json
 from tune.results import ERROR, Trial, label, trial_identity
 from tune.search import SECONDS

@@ -7,7 +7,8 @@ import pytest
 
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling
-from infra.fingerprint import canonical, from_json
+from infra.fingerprint import canonical
+from infra.from_json import from_json
 from infra.storage import location
 from tune.config import SamplingSweep
 from tune.results import SweepResult, Trial, label
