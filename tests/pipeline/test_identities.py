@@ -1,0 +1,62 @@
+"""Identities of what the named recipes make: what was made stays made when the code grows.
+
+A new field is declared with `added()`, so that it leaves these as they are. Whoever changes one on purpose knows that
+everybody's artifacts of that step are made anew, and writes the new digits here.
+"""
+
+from dataclasses import fields
+
+import pytest
+
+from infra.fingerprint import fingerprint
+from pipeline.recipes import RECIPES
+
+IDENTITIES = {
+    "emoji-32": {
+        "images": "46435de0",
+        "tokenizer": "c55e8ab6",
+        "tokenize": "6d9e45bc",
+        "train": "82b5bfba",
+        "reference": "8637a90c",
+        "evaluate": "a6532cb2",
+        "tune": "603664eb",
+    },
+    "imagenet-256-mar-b": {
+        "images": "ca3c58cc",
+        "tokenizer": "370cf3e7",
+        "tokenize": "ebf5e519",
+        "train": "0f22b578",
+        "reference": "882a8fa3",
+        "evaluate": "1c89ac22",
+        "tune": "2ff9cdff",
+    },
+    "imagenet-256-mar-l": {
+        "images": "ca3c58cc",
+        "tokenizer": "370cf3e7",
+        "tokenize": "ebf5e519",
+        "train": "a358b861",
+        "reference": "882a8fa3",
+        "evaluate": "b7a08b17",
+        "tune": "2ff9cdff",
+    },
+    "imagenet-256-mar-h": {
+        "images": "ca3c58cc",
+        "tokenizer": "370cf3e7",
+        "tokenize": "ebf5e519",
+        "train": "eb5d4361",
+        "reference": "882a8fa3",
+        "evaluate": "5bcb83ab",
+        "tune": "2ff9cdff",
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_identities_of_a_named_recipe_are_what_they_were(name):
+    recipe = RECIPES[name]()
+    parts = {
+        part.name: fingerprint(getattr(recipe, part.name))
+        for part in fields(recipe)
+        if part.name not in ("name", "checkpoint")
+    }
+    assert parts == IDENTITIES[name]
