@@ -57,9 +57,9 @@ def speed(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> Figur
     seconds = [trial.seconds_per_image for trial in trials]
     style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": "#9ab3cc", "label": "trials, timed side by side"}
     axes.errorbar(seconds, [trial.fd for trial in trials], _errors(trials), **style)  # pyrefly: ignore
-    axes.plot(
-        [timed.seconds_per_image for timed in front], [timed.fd for timed in front], "s-", color="#b3452c",
-        markersize=5, label="front, timed alone",
+    axes.errorbar(
+        [timed.seconds_per_image for timed in front], [timed.fd for timed in front], _errors(front), fmt="s-",
+        color="#b3452c", markersize=5, capsize=2, label="front, timed alone",
     )  # fmt: skip
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize="small")
@@ -74,5 +74,5 @@ def _axes(name: str, metric: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _errors(trials: Sequence[Trial]) -> list[float]:
+def _errors(trials: Sequence[Trial] | Sequence[Timed]) -> list[float]:
     return [0.0 if math.isnan(trial.error) else trial.error for trial in trials]

@@ -81,6 +81,8 @@ class Timed:
     fd: float
     seconds_per_image: float
     """Of sampler and decoder, warmed up."""
+    error: float = math.nan
+    """Standard error of the distance."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[
     seconds = ray.get(remote.remote(work, [trial.sampling for trial in members]))
     return [
         Timed(label=members[place].label, sampling=members[place].sampling, fd=members[place].fd,
-              seconds_per_image=round(seconds[place], 6))
+              error=members[place].error, seconds_per_image=round(seconds[place], 6))
         for place in front([(time, trial.fd) for time, trial in zip(seconds, members, strict=True)])
     ]  # fmt: skip
 
