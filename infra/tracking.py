@@ -67,6 +67,20 @@ class Tracker:
         )
         return next((run for run in runs if parent or PARENT not in run.data.tags), None)
 
+    def children(self, run_id: str, metric: str = "") -> list[Any]:
+        """Return the runs below this one, those with the smallest `metric` first where one is named."""
+        order = f"metrics.`{metric}` ASC" if metric else "attributes.start_time ASC"
+        return list(self.client.search_runs([self.experiment], f"tags.`{PARENT}` = '{run_id}'", order_by=[order]))
+
+    def newest(self) -> str | None:
+        """Return the newest run that is below no other, or None."""
+        runs = self.client.search_runs([self.experiment], order_by=["attributes.start_time DESC"])
+        return next((run.info.run_id for run in runs if PARENT not in run.data.tags), None)
+
+    def note(self, run_id: str, text: str) -> None:
+        """Set the Markdown that the UI shows above all else on the run's page."""
+        self.tags(run_id, {"mlflow.note.content": text})
+
     def open(
         self, name: str, fingerprint: str, parent: str | None = None, tags: Mapping[str, str] | None = None
     ) -> str:

@@ -47,6 +47,8 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
         _record_trial(tracker, run, identity, name, trial)
     if report.for_parent:
         _log(tracker, parent, replace(report, datasets=()))
+        for shown_by in (run, parent):
+            _note(tracker, shown_by, artifact.result.headline(), report)
     for dataset in report.datasets:
         tracker.dataset(parent, dataset)
     tracker.finish(run)
@@ -70,6 +72,15 @@ def _log(tracker: "Tracker", run: str, report: Report) -> None:
         tracker.file(run, path)
     for dataset in report.datasets:
         tracker.dataset(run, dataset)
+
+
+def _note(tracker: "Tracker", run: str, headline: str, report: Report) -> None:
+    """Show the numbers and the pictures at the top of the run's page, where the UI has a description."""
+    shown = [headline]
+    for key, path in report.pictures.items():
+        tracker.file(run, path)
+        shown.append(f"![{key}](get-artifact?path={path.name}&run_uuid={run})")
+    tracker.note(run, "\n\n".join(shown))
 
 
 class Thinned:

@@ -10,11 +10,12 @@ from infra.artifact import Artifact, Step, git_commit
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import stage
 from infra.storage import require_writable
+from pipeline.links import Pages, links
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
-from pipeline.summary import summary
+from pipeline.summary import say_links, summary
 
 
 def run(
@@ -33,9 +34,12 @@ def run(
     if pending:
         plan.check(pending, compute.train.workers)
         check_tracking(uri)
-    done = _all_cached(steps) if not pending and last == "registration" else _run(plan, steps, compute, uri, live)
+    all_cached = not pending and last == "registration"
+    done, pages = (_all_cached(steps), []) if all_cached else _run(plan, steps, compute, uri, live)
     if "evaluation" in done:
         summary(plan, done)
+    if pages and last in ("sweep", "registration"):
+        say_links(pages, "" if uri.startswith("http") else f" (after `mar ui --compute.out {plan.root}`)")
     return done
 
 
@@ -44,8 +48,10 @@ def _all_cached(steps: list[Step]) -> dict[str, Finished]:
     return {step.name: _made(step) for step in steps}
 
 
-def _run(plan: Plan, steps: list[Step], compute: Compute, uri: str, live: LiveMetrics) -> dict[str, Finished]:
-    """Make and record."""
+def _run(
+    plan: Plan, steps: list[Step], compute: Compute, uri: str, live: LiveMetrics
+) -> tuple[dict[str, Finished], Pages]:
+    """Make and record; returns the steps, and the run's pages."""
     # MLflow takes seconds to import, and so does a cluster to start: side by side
     threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
     done: dict[str, Finished] = {}
@@ -66,7 +72,8 @@ def _run(plan: Plan, steps: list[Step], compute: Compute, uri: str, live: LiveMe
             tracker.finish(parent, failed=True)
             raise
         tracker.finish(parent)
-    return done
+        registered = done["registration"].artifact.result if "registration" in done else None
+        return done, links(tracker, parent, registered)
 
 
 def _cluster_if_needed(steps: list[Step], compute: Compute) -> Any:  # noqa: ANN401

@@ -1,5 +1,7 @@
 """What the console says when a run is done: the numbers with their conditions, what was made, where to look."""
 
+from collections.abc import Iterable
+
 from evaluate.results import GRID, REPORT, EvaluationResult
 from infra.artifact import Artifact
 from infra.console import say, table
@@ -24,6 +26,13 @@ def say_distances(evaluation: EvaluationResult) -> None:
         f"{sampling.cfg_schedule}, temperature {sampling.temperature}; {sampling.precision}, seed {evaluation.seed}"
         + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
+
+
+def say_links(pages: Iterable[tuple[str, str]], when: str = "") -> None:
+    """Print the addresses of MLflow's pages."""
+    say(f"MLflow{when}:")
+    for name, url in pages:
+        say(f"  {name + ':':10}{url}")
 
 
 def summary(plan: Plan, done: dict[str, Finished]) -> None:

@@ -13,13 +13,15 @@ from infra.cluster import Compute, recorded_at
 from infra.console import say
 from infra.storage import location
 from pipeline.flags import parse
+from pipeline.links import PORT, links
+from pipeline.summary import say_links
 
 
 @dataclass(frozen=True, kw_only=True)
 class UI:
     """Show runs and registered models in a browser."""
 
-    port: int = 5000
+    port: int = PORT
     """Port of the page on 127.0.0.1."""
     compute: Compute = field(default_factory=Compute)
     """Where the runs are recorded."""
@@ -31,7 +33,7 @@ def main(words: list[str]) -> int:
     root = location(config.compute.out)
     uri = recorded_at(config.compute, root)
     if uri.startswith("http"):
-        say(f"runs are recorded by the server at {uri}: open it in a browser")
+        _say_pages(uri, config)
         return 0
     command = [
         sys.executable, "-m", "mlflow", "server", "--workers", "1",
@@ -40,6 +42,7 @@ def main(words: list[str]) -> int:
     ]  # fmt: skip
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"  # noqa: PTH120  MLflow finds uvicorn by PATH
     say(f"MLflow UI: http://127.0.0.1:{config.port}  (Ctrl-C ends it)")
+    _say_pages(uri, config)
     server = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PATH": path})
     try:
         return server.wait()
@@ -47,6 +50,15 @@ def main(words: list[str]) -> int:
         return 0
     finally:
         _end_group(server)
+
+
+def _say_pages(uri: str, config: UI) -> None:
+    """Print the pages of the newest run."""
+    from infra.tracking import Tracker
+
+    tracker = Tracker(uri, location(config.compute.out))
+    if run := tracker.newest():
+        say_links(links(tracker, run, port=config.port), ", newest run")
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
