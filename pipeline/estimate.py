@@ -21,7 +21,7 @@ from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
-from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from tokenize_jobs.sources.listing import ImageFiles, Listing, scan_images
 from train.models.config import Model
 
 GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
@@ -168,7 +168,22 @@ def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
     if not isinstance(recipe.images, ImageFiles):
         return None
     listed = scan_images(recipe.images).all
-    return sum(len(shard.labels) for shard in listed.shards) or round(listed.total_bytes / _BYTES_AN_IMAGE)
+    return counted_images(listed) or round(listed.total_bytes / _BYTES_AN_IMAGE)
+
+
+def counted_images(listing: Listing) -> int | None:
+    """Return how many pictures there are where each is a file of its own, else None."""
+    if listing.format not in ("folder", "flat"):
+        return None
+    return sum(len(shard.files) for shard in listing.shards)
+
+
+def kl16_estimate(images: int, size: int, compute: Compute) -> Estimate:
+    """Return what it costs to encode pictures of `size` pixels by KL-16, with their mirrors."""
+    rate, device = _rate(compute.encode, elsewhere=bool(compute.address or os.environ.get("RAY_ADDRESS")))
+    operations = images * _KL_OPERATIONS * size**2
+    basis = f"{operations / 1e12:,.0f} TFLOP on {device}, reading left out"
+    return Estimate("to make", operations / rate, images * 2 * 2 * 16 * (size // 16) ** 2 * 2.0, basis)
 
 
 def _hours(seconds: float | None) -> str:

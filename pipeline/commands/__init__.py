@@ -5,6 +5,6 @@ command whose name Python keeps for itself ends in an underscore.
 """
 
 COMMANDS = (
-    "run", "tokenize", "train", "evaluate", "tune", "sample", "status", "latents", "import", "export", "prune",
-    "compare", "registry", "ui", "recipes",
+    "run", "tokenize", "train", "evaluate", "tune", "sample", "status", "source", "latents", "import", "export",
+    "prune", "compare", "registry", "ui", "recipes",
 )  # fmt: skip
