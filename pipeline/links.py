@@ -17,7 +17,10 @@ _MOST_TRIALS = 20  # an address holds them all
 
 
 def links(tracker: "Tracker", run: str, registered: "RegistrationResult | None" = None, port: int = PORT) -> Pages:
-    """Return (what, URL) of the recipe's run, its trials side by side, its registered version, and all runs' charts."""
+    """Return (what, URL) of the recipe's run, its trials side by side, its registered version, and all runs' charts.
+
+    Without `registered` the version is the newest that was logged by the run.
+    """
     server = tracker.uri.rstrip("/") if tracker.uri.startswith("http") else f"http://127.0.0.1:{port}"
     experiment = f"{server}/#/experiments/{tracker.experiment}"
     found = [("run", f"{experiment}/runs/{run}")]
@@ -26,8 +29,8 @@ def links(tracker: "Tracker", run: str, registered: "RegistrationResult | None" 
     if len(trials) > 1:
         runs, experiments = (_listed(of) for of in (trials[:_MOST_TRIALS], [tracker.experiment]))
         found.append(("trials", f"{server}/#/compare-runs?runs={runs}&experiments={experiments}"))
-    if registered is not None:
-        found.append(("version", f"{server}/#/models/{registered.name}/versions/{registered.version}"))
+    versions = [registered] if registered else tracker.client.search_model_versions(f"run_id = '{run}'")
+    found += [("version", f"{server}/#/models/{of.name}/versions/{of.version}") for of in versions[:1]]
     return [*found, ("all runs", f"{experiment}/runs?compareRunsMode=CHART")]
 
 
