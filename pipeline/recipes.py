@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
+from evaluate.config import (
+    YOUNG_MAX_TIMESTEP,
+    Classifier,
+    DiffusionSteps,
+    Evaluate,
+    Features,
+    Generate,
+    Reference,
+    Sampling,
+)
 from infra.fingerprint import where
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
@@ -70,6 +79,35 @@ def emoji_32() -> Recipe:
     )  # fmt: skip
 
 
+def cifar10_32() -> Recipe:
+    """CIFAR-10 (`--images.path`) at 32 px: an hour on two cores, most of it 6,000 training steps.
+
+    Run once with an earlier version of this code, on pictures recompressed as JPEG: FD 6.7 and class accuracy 0.54 on
+    500 images, by CIFAR ResNet-56 (`--reference.features.weights`, `--evaluate.classifier.weights`). It has not been
+    run at full length with this code.
+    """
+    masked = replace(trunk(256, 4, 4), buffer_size=4, dropout=0.0, mask_ratio_min=0.5)
+    model = Architecture(trunk=masked, head=DiffusionHead(width=384, depth=3, batch_mul=2), patch_size=2)
+    sampling = Sampling(
+        ar_steps=16, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=YOUNG_MAX_TIMESTEP, cfg_scale=7.0,
+        precision="bf16",
+    )  # fmt: skip
+    return Recipe(
+        name="cifar10-32",
+        images=ImageFiles(num_classes=10),
+        tokenizer=FitTokenizer(width=48, train_steps=2500),
+        tokenize=Tokenize(image_size=32, batch_size=64),
+        train=Train(
+            model=model, train_steps=6000, batch_size=64, lr=1e-3, lr_schedule="cosine", warmup_steps=300,
+            ema_decay=0.998, checkpoint_every=500,
+        ),
+        reference=Reference(features=Features(name="cifar-resnet-56"), images=5000),
+        evaluate=Evaluate(
+            generate=Generate(images=500, sampling=sampling), classifier=Classifier(name="cifar-resnet-56")
+        ),
+    )  # fmt: skip
+
+
 def _imagenet_256(name: str, model: Train, cfg_scale: float) -> Recipe:
     """ImageNet at 256 px as published: KL-16 latents, 400 epochs, 256 AR steps x 100 diffusion steps, FID-50K."""
     sampling = Sampling(ar_steps=256, cfg_scale=cfg_scale, precision="bf16")
@@ -103,6 +141,7 @@ def given_model(path: str) -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-32": emoji_32,
+    "cifar10-32": cifar10_32,
     "imagenet-256-mar-b": imagenet_256_mar_b,
     "imagenet-256-mar-l": imagenet_256_mar_l,
     "imagenet-256-mar-h": imagenet_256_mar_h,

@@ -21,6 +21,15 @@ IDENTITIES = {
         "evaluate": "a6532cb2",
         "tune": "603664eb",
     },
+    "cifar10-32": {
+        "images": "0d7ec7a1",
+        "tokenizer": "e98edba6",
+        "tokenize": "6d9e45bc",
+        "train": "3cc09832",
+        "reference": "16dadc32",
+        "evaluate": "38e3e6c7",
+        "tune": "2ff9cdff",
+    },
     "imagenet-256-mar-b": {
         "images": "ca3c58cc",
         "tokenizer": "370cf3e7",
