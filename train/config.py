@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from infra.errors import InputError
-from infra.fingerprint import where
+from infra.fingerprint import added, where
 from train.models.config import Architecture
 
 
@@ -34,6 +34,8 @@ class Train:
     """bf16: autocast, with norms, the head's output and the loss in float32."""
     seed: int = 1
     """Seed of the initial weights, the order of the data and all draws."""
+    max_skipped_steps: int = added(default=10)
+    """Skipped steps in a row, whose gradients were not finite, that end the training."""
     checkpoint_every: int = where(default=1000)
     """Steps between checkpoints: what a killed run loses at most."""
     log_every: int = where(default=20)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -13,12 +12,13 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-        self._average = get_ema_multi_avg_fn(decay)
+        self._weight = 1 - decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the weights of `model`, which has the same parameters in the same order."""
-        self._average(list(self.model.parameters()), list(model.parameters()), None)
+    def update(self, model: nn.Module, skip: Tensor) -> None:
+        """Move towards the weights of `model`, which has the same parameters in the same order, unless `skip`."""
+        averaged, weight = list(self.model.parameters()), self._weight * ~skip
+        torch._foreach_lerp_(averaged, list(model.parameters()), [weight] * len(averaged))
 
     def state_dict(self) -> Mapping[str, Tensor]:
         """Return the averaged weights."""

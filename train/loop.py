@@ -22,6 +22,7 @@ from train.ema import EMA
 from train.models.config import Model
 from train.optimizer import Optimization
 from train.step import training_step
+from train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
         # the head is used outside of the wrapped forward: its hooks work there too, as long as no parameter is unused
         network = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
+    watch = Watch(config.max_skipped_steps)
 
     def make(step: int) -> Any:  # noqa: ANN401
         return step_input(store, job.model, config, step, rank, world)
@@ -65,10 +67,12 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
             for step, inputs in ahead:
                 seed_dropout(config.seed, step, rank)
                 lr = optimization.lr
-                metrics = training_step(model, network, ema, optimization, inputs.to(device))
                 done = step + 1
-                if log is not None and (done % config.log_every == 0 or done == config.train_steps):
-                    log.write(done, {**{name: value.item() for name, value in metrics.items()}, "lr": lr})
+                watch.add(done, training_step(model, network, ema, optimization, inputs.to(device)))
+                if done % config.log_every == 0 or done == config.train_steps:
+                    terms = watch.fetch()  # by all workers: the gradient is the same, and so they end together
+                    if log is not None:
+                        log.write(done, {**terms, "lr": lr})
                 if done % config.checkpoint_every == 0 or done == config.train_steps:
                     _report(done, rank, model, ema, optimization)
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
@@ -87,7 +91,7 @@ def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization
         ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{step:08d}")
 
 
-NOT_METRICS = ("step", "time", "images_per_second", "lr")
+NOT_METRICS = ("step", "time", "images_per_second", "lr", "skipped", "skipped_step")
 """Of a line of the log; all else is what the step returned."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train.config import Train
 from train.models.autoregressor import Autoregressor
@@ -56,10 +57,11 @@ class Optimization:
         config = self._config
         return learning_rate(self.step_number, config.lr, config.warmup_steps, config.train_steps, config.lr_schedule)
 
-    def step(self) -> None:
-        """Move the weights."""
+    def step(self, skip: Tensor) -> None:
+        """Move the weights, unless `skip`, a bool on their device; the step is counted either way."""
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
+        self.adamw.found_inf = skip.float()  # the fused kernel reads it there, as from a GradScaler
         self.adamw.step()
         self.step_number += 1
 

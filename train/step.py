@@ -14,7 +14,7 @@ def training_step(
 ) -> dict[str, Tensor]:
     """Take one gradient step; returns what to log, still on the device. `network` is the model, or DDP around it.
 
-    Raises FloatingPointError when the gradient is not finite; the weights are then untouched.
+    A step whose gradient is not finite is skipped: weights, optimizer and EMA stay. Nothing here waits for the device.
     """
     tokens, draws = inputs.tokens, inputs.draws  # (B, L, C)
     masked = draws.order[:, draws.num_visible :].sort(1).values  # (B, n) positions: all but the first of the order
@@ -25,8 +25,7 @@ def training_step(
     optimization.zero_grad()
     found.loss.backward()
     gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), optimization.grad_clip)
-    if not gradient_norm.isfinite():
-        raise FloatingPointError(f"gradient norm is {gradient_norm.item()}, loss {found.loss.item()}")
-    optimization.step()
-    ema.update(model)
+    skip = ~gradient_norm.isfinite()
+    optimization.step(skip)
+    ema.update(model, skip)
     return {"loss": found.loss.detach(), **found.terms, "grad_norm": gradient_norm}

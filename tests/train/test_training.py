@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.noise import ImageNoise
@@ -18,6 +19,7 @@ from train.models.config import tiny
 from train.models.patchify import patchify
 from train.optimizer import Optimization, learning_rate, parameter_groups
 from train.step import training_step
+from train.watch import Watch
 
 MODEL = tiny(32, 2, 4, 64, 2).on(latent_size=4, latent_channels=3, num_classes=4)
 CONFIG = Train(train_steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9, precision="fp32")
@@ -91,13 +93,75 @@ def test_bf16_training_from_scratch_stays_finite():
     assert all(value.isfinite() for value in metrics.values())
 
 
-def test_gradient_that_is_not_finite_stops_before_the_weights_move():
+def state(parts):
+    """Copies of all weights, averages and moments."""
+    model, ema, optimization = parts
+    moments = [optimization.adamw.state[parameter] for parameter in model.parameters()]
+    tensors = [*model.state_dict().values(), *ema.model.state_dict().values()]
+    return [tensor.clone() for tensor in (*tensors, *(tensor for each in moments for tensor in each.values()))]
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_step_whose_gradient_is_not_finite_moves_nothing_but_the_step_number(bad):
     parts = start()
-    before = {name: tensor.clone() for name, tensor in parts[0].state_dict().items()}
-    draws = training_draws(MODEL, 0, 0, range(8))
-    with pytest.raises(FloatingPointError):
-        training_step(parts[0], *parts, StepInput(TOKENS * float("inf"), LABELS, draws))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in parts[0].state_dict().items())
+    advance(parts, range(2))
+    before = state(parts)
+    draws = training_draws(MODEL, CONFIG.seed, 2, range(8))
+    training_step(parts[0], *parts, StepInput(TOKENS * bad, LABELS, draws))
+    assert all(torch.equal(*pair) for pair in zip(state(parts), before, strict=True))
+    assert parts[2].step_number == 3
+    assert advance(parts, range(3, 4))["grad_norm"].isfinite()
+    assert not all(torch.equal(*pair) for pair in zip(state(parts), before, strict=True))
+
+
+class Waits(TorchDispatchMode):
+    """Refuses to read a tensor's value on the host, which waits for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the step waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_training_step_reads_no_value_from_the_device():
+    parts = start()
+    advance(parts, range(1))
+    with Waits():
+        advance(parts, range(1, 2))
+
+
+def watched(parts, watch, bad, steps, every=4, left_out=()):
+    """The lines of a log of these steps; the batches of steps `bad` (1-based) hold a NaN, others are left out."""
+    lines = {}
+    for done in range(1, steps + 1):
+        if done in left_out:
+            parts[2].step_number += 1
+            continue
+        draws = training_draws(MODEL, CONFIG.seed, done, range(8))
+        tokens = TOKENS.clone()
+        if done in bad:
+            tokens[3, 5, 1] = float("nan")
+        watch.add(done, training_step(parts[0], *parts, StepInput(tokens, LABELS, draws)))
+        if done % every == 0:
+            lines[done] = watch.fetch()
+    return lines
+
+
+def test_training_with_a_bad_batch_is_that_without_the_batch_and_logs_its_step():
+    skipped, without = watched(start(), Watch(10), (6,), 12), watched(start(), Watch(10), (), 12, left_out=(6,))
+    assert (skipped[8].pop("skipped"), skipped[8].pop("skipped_step")) == (1, 6)
+    assert skipped == without
+
+
+def test_line_of_a_skipped_step_tells_the_newest_that_was_taken():
+    line = watched(start(), Watch(10), (8,), 8)[8]
+    assert line["skipped_step"] == 8
+    assert all(np.isfinite(value) for value in line.values())
+
+
+def test_run_of_bad_batches_ends_the_training_with_step_and_loss():
+    with pytest.raises(FloatingPointError, match=r"10 steps in a row .*step 12: loss nan, gradient norm nan"):
+        watched(start(), Watch(10), range(3, 13), 12)
+    assert watched(start(), Watch(3), (1, 2, 4, 5), 8).keys() == {4, 8}, "two and two are not three in a row"
 
 
 def test_head_and_vectors_are_not_decayed_and_everything_is_optimised_once():
