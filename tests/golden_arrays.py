@@ -29,13 +29,13 @@ class Golden:
     meta: dict[str, Any]
 
     @property
-    def official_state(self) -> dict[str, Tensor]:
+    def published_state(self) -> dict[str, Tensor]:
         return {name.removeprefix("state."): t for name, t in self.arrays.items() if name.startswith("state.")}
 
     def model(self) -> Model:
         """The shape of the recorded model, with dropout and label drop off as in the recording."""
         config = self.meta["config"]
-        found = recognise(self.official_state, config["patch_size"], config["encoder_num_heads"])
+        found = recognise(self.published_state, config["patch_size"], config["encoder_num_heads"])
         trunk = replace(found.trunk, dropout=0.0)
         return replace(found, trunk=trunk, head=replace(found.head, batch_mul=config["diffusion_batch_mul"]))
 

@@ -84,10 +84,10 @@ def _weight_sets(found: Any, file: str) -> tuple[Mapping[str, Tensor], Mapping[s
     return (require_tensors(found, file),) * 2
 
 
-def _filled(shape: Model, official: Mapping[str, Tensor]) -> torch.nn.Module:
+def _filled(shape: Model, published: Mapping[str, Tensor]) -> torch.nn.Module:
     with torch.device("meta"):
         expected = to_published(build_model(shape).state_dict(), shape)
-    check_against(official, expected)
+    check_against(published, expected)
     model = build_model(shape)
-    model.load_state_dict({name: tensor.float() for name, tensor in from_published(official).items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in from_published(published).items()})
     return model.eval()

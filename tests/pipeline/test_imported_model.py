@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.golden_arrays import formula_weight
 from tests.tokenize_jobs.test_sources import encoded, write_tar
-from tests.train.test_published import kl16_official_names
+from tests.train.test_published import kl16_published_names
 from train.models.build import build_model
 from train.models.config import Architecture, trunk
 from train.models.heads import DiffusionHead
@@ -36,7 +36,7 @@ def published(tmp_path_factory):
     torch.manual_seed(0)
     official = to_published(build_model(SHAPE).state_dict(), SHAPE)
     torch.save({"model": official, "model_ema": official, "args": argparse.Namespace(epochs=1)}, folder / "mar.pth")
-    kl16 = {name: formula_weight(name, shape) for name, shape in kl16_official_names().items()}
+    kl16 = {name: formula_weight(name, shape) for name, shape in kl16_published_names().items()}
     torch.save({"model": kl16}, folder / "kl16.ckpt")
     return folder, official
 

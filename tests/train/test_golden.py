@@ -26,7 +26,7 @@ def golden(request):
 @pytest.fixture
 def model(golden):
     model = build_model(golden.model())
-    model.load_state_dict(from_published(golden.official_state))
+    model.load_state_dict(from_published(golden.published_state))
     return model.eval()
 
 
@@ -150,7 +150,7 @@ class RecordedNoise:
 def test_sampler_recorded_noise_gives_the_recorded_latents(name, index):
     golden = load(name)
     model = build_model(golden.model()).eval()
-    model.load_state_dict(from_published(golden.official_state))
+    model.load_state_dict(from_published(golden.published_state))
     recorded = golden.meta["sampling"][index]
     settings = Sampling(
         ar_steps=recorded["num_iter"],

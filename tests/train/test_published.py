@@ -9,7 +9,7 @@ from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs.tokenizers.kl import KLTokenizer, new_kl16, read_kl16
 
 
-def kl16_official_names():
+def kl16_published_names():
     """Published names and shapes of KL-16, from ours by undoing the renaming."""
     from tokenize_jobs.tokenizers.kl import kl16_name
 
@@ -46,7 +46,7 @@ def kl16_official_names():
 
 def test_kl16_formula_weights_give_the_recorded_moments_and_images(tmp_path):
     golden = load("kl16_full").arrays
-    state = {name: formula_weight(name, shape) for name, shape in kl16_official_names().items()}
+    state = {name: formula_weight(name, shape) for name, shape in kl16_published_names().items()}
     assert len(state) == 312
     torch.save({"model": state}, tmp_path / "kl16.ckpt")
     tokenizer = KLTokenizer(read_kl16(str(tmp_path / "kl16.ckpt")))
@@ -58,7 +58,7 @@ def test_kl16_formula_weights_give_the_recorded_moments_and_images(tmp_path):
 
 
 def test_kl16_other_weights_are_named(tmp_path):
-    official = load("mar_tiny").official_state
+    official = load("mar_tiny").published_state
     save_file(official, tmp_path / "mar.safetensors")
     with pytest.raises(InputError, match="not KL-16: 312 tensors missing"):
         read_kl16(str(tmp_path / "mar.safetensors"))

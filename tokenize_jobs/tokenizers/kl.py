@@ -77,10 +77,10 @@ def read_kl16(path: str) -> AutoencoderKL:
     return vae
 
 
-def kl16_name(official: str) -> str:
+def kl16_name(published: str) -> str:
     """Return diffusers' name of a tensor of the published KL-16."""
     name = re.sub(
-        r"^(encoder|decoder)\.mid\.block_(\d)", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}", official
+        r"^(encoder|decoder)\.mid\.block_(\d)", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}", published
     )
     name = re.sub(r"^(encoder|decoder)\.mid\.attn_1", r"\1.mid_block.attentions.0", name)
     name = re.sub(r"^encoder\.down\.(\d)\.block", r"encoder.down_blocks.\1.resnets", name)

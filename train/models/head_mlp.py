@@ -74,10 +74,12 @@ class HeadMLP(nn.Module):
         Autocast keeps what it casts of a parameter, not of its slices: those are cast here, once.
         """
         weight, bias, device = self.modulation.weight, self.modulation.bias, self.modulation.weight.device.type
-        if rows <= _FEW_ROWS:  # one product: each costs a launch
-            return [(weight, bias)]
+        if not torch.is_grad_enabled():  # hooks on a module's inputs expect no parameters among them
+            weight, bias = weight.detach(), bias.detach()
         if torch.is_autocast_enabled(device):
             weight, bias = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (weight, bias))
+        if rows <= _FEW_ROWS:  # one product: each costs a launch
+            return [(weight, bias)]
         return list(zip(weight.split(3 * self.width), bias.split(3 * self.width), strict=True))
 
     def forward(

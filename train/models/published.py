@@ -36,7 +36,7 @@ def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor
     if not isinstance(config.trunk, MaskedTrunk) or not isinstance(config.head, DiffusionHead):
         raise ValueError("only a masked model with a diffusion head has a published layout")
     width, depth = config.head.width, config.head.depth
-    official = {
+    published = {
         name.replace("final_linear", "final_layer.linear").replace("head.", "diffloss.", 1): tensor
         for name, tensor in state.items()
         if name not in _FUSED.values()
@@ -44,8 +44,8 @@ def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor
     sizes = [3 * width] * depth + [2 * width]
     for kind, fused in _FUSED.items():
         parts = state[fused].split(sizes)
-        official |= {name: part.clone() for name, part in zip(_modulations(depth, kind), parts, strict=True)}
-    return official
+        published |= {name: part.clone() for name, part in zip(_modulations(depth, kind), parts, strict=True)}
+    return published
 
 
 def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | None = None) -> Model:

@@ -19,7 +19,7 @@ PIXELS = PretrainedTokenizer(kind="pixels")
 
 @pytest.fixture
 def official():
-    return load("mar_tiny").official_state
+    return load("mar_tiny").published_state
 
 
 def test_import_then_export_gives_the_same_tensors(tmp_path, official):
