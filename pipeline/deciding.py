@@ -39,6 +39,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "tune/config.py",
         "tune/sampling_sweep.py",
         "tune/search.py",
+        "tune/training_sweep.py",
         "tune/trial.py",
         "tune/front.py",
     ),

@@ -23,6 +23,7 @@ from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from tokenize_jobs.sources.listing import ImageFiles, Listing, scan_images
 from train.models.config import Model
+from tune.config import SamplingSweep
 
 GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
 """Operations a second of a GPU in bf16, and of a processor of two cores in float32."""
@@ -116,7 +117,9 @@ def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tup
         is_kl = recipe.tokenizer.kind in ("kl16", "diffusers")
         operations = images * _KL_OPERATIONS * recipe.tokenize.image_size**2 if is_kl else None
         return operations, images * 2 * 2 * model.latent_channels * model.latent_size**2 * 2.0
-    if name not in ("checkpoint", "sweep", "evaluation"):
+    if name not in ("checkpoint", "sweep", "evaluation") or (
+        name == "sweep" and not isinstance(recipe.tune, SamplingSweep)
+    ):
         return None, None
     trunk, head = weights(model)
     rows = model.num_tokens + model.trunk.buffer_size
@@ -125,8 +128,9 @@ def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tup
         draws = getattr(model.head, "batch_mul", 1)
         return seen * 6.0 * (trunk * rows + head * model.num_tokens * draws), (trunk + head) * float(_BYTES_A_WEIGHT)
     base = recipe.evaluate.generate.sampling
-    settings = recipe.tune.planned(base) if name == "sweep" else [base]
-    drawn = recipe.tune.images if name == "sweep" else recipe.evaluate.generate.images
+    swept = recipe.tune if name == "sweep" and isinstance(recipe.tune, SamplingSweep) else None
+    settings = swept.planned(base) if swept else [base]
+    drawn = swept.images if swept else recipe.evaluate.generate.images
     return sum(
         drawn * 2.0 * (2 if s.cfg_scale != 1 else 1)
         * (trunk * rows * s.ar_steps + head * model.num_tokens * (s.diffusion_steps.first + s.diffusion_steps.last) / 2)

@@ -21,6 +21,7 @@ from pipeline.deciding import CODE
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, run_identity
+from pipeline.trainings import planned_trainings, trainings_of
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import FitTokenizer, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
@@ -29,8 +30,8 @@ from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
 from train.card import ModelCard, content_digest, read_card
 from train.results import CheckpointResult
-from tune.config import NoSweep, SamplingSweep
-from tune.results import SweepResult
+from tune.config import NoSweep, SamplingSweep, TrainingSweep
+from tune.results import SweepResult, TrainingSweepResult
 
 HELDOUT = "heldout"
 """Below a reference: the same of held-out images."""
@@ -82,8 +83,10 @@ class Planner:
         if given is None:
             self._checkpoint(source)
         subject = Subject(self._model_path(), tokenizer, self.image_size)
-        if not isinstance(self.recipe.tune, NoSweep):
+        if isinstance(self.recipe.tune, SamplingSweep):
             self._sweep(self.recipe.tune, subject)
+        elif not isinstance(self.recipe.tune, NoSweep):
+            self._training_sweep(self.recipe.tune)
         self._evaluation(subject)
         self._registration(tokenizer)
         return Plan(self.recipe, self.root, self.steps, tokenizer, model)
@@ -218,19 +221,37 @@ class Planner:
         config = {"sweep": canonical(sweep), "base": canonical(base)}
         self._add("sweep", config, self._inputs("reference", "checkpoint"), make, SweepResult)
 
+    def _training_sweep(self, sweep: TrainingSweep) -> None:
+        """Add a sweep whose trials are the checkpoints of this recipe with other fields."""
+        planned = planned_trainings(
+            self.recipe, sweep, lambda recipe: Planner(recipe, self.compute, self.on_log).plan()
+        )
+        generate = replace(self.recipe.evaluate.generate, images=sweep.images, seed=sweep.seed)
+        config, reference = replace(self.recipe.evaluate, generate=generate, keep="none"), self._path("reference")
+
+        def make(out: UPath) -> TrainingSweepResult:
+            from tune.training_sweep import training_sweep
+
+            return training_sweep(trainings_of(planned, self.image_size), config, reference, out, self.compute)
+
+        inputs = {f"trial {place}": plan.steps["checkpoint"].fingerprint for place, plan in enumerate(planned.values())}
+        identity = {"sweep": canonical(sweep), "generate": canonical(generate)}
+        self._add("sweep", identity, {**self._inputs("reference"), **inputs}, make, TrainingSweepResult)
+        self.steps["checkpoint"] = self.steps.pop("checkpoint")  # a sweep does not need the recipe's own model
+
     def _evaluation(self, subject: Subject) -> None:
         """Add the evaluation: of the sweep's winner, or of the recipe's own settings where nothing is swept."""
         reference, config = self._path("reference"), self.recipe.evaluate
+        swept = ("sweep",) if isinstance(self.recipe.tune, SamplingSweep) else ()
 
         def make(out: UPath) -> EvaluationResult:
             from evaluate.evaluate import evaluate
 
             heldout = reference / HELDOUT if (reference / HELDOUT).exists() else None
-            sweep = self.steps["sweep"].find() if "sweep" in self.steps else None
+            sweep = self.steps["sweep"].find() if swept else None
             sampling = sweep.result.best if sweep else config.generate.sampling
             return evaluate(config, subject, reference, heldout, sampling, out, self.compute)
 
-        swept = ("sweep",) if "sweep" in self.steps else ()
         self._add("evaluation", config, self._inputs("reference", "checkpoint", *swept), make, EvaluationResult)
 
     def _registration(self, tokenizer: TokenizerFile) -> None:

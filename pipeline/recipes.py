@@ -1,7 +1,9 @@
 """Recipes: whole experiments as functions. Each returns one frozen tree; a variant is `replace(recipe(), ...)`."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from evaluate.config import (
     YOUNG_MAX_TIMESTEP,
@@ -13,14 +15,16 @@ from evaluate.config import (
     Reference,
     Sampling,
 )
-from infra.fingerprint import where
+from infra.errors import InputError, nearest
+from infra.fingerprint import canonical, flatten, where
+from infra.from_json import from_json
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import Architecture, mar_base, mar_huge, mar_large, trunk
 from train.models.heads import DiffusionHead
-from tune.config import NoSweep, SamplingSweep
+from tune.config import FieldSweep, HeadSweep, NoSweep, SamplingSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,8 @@ class Recipe:
     """The real images that generated ones are measured against."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     """How the trained model is measured."""
-    tune: NoSweep | SamplingSweep = field(default_factory=NoSweep)
-    """Which sampling settings are searched before the evaluation, which measures the best of them."""
+    tune: NoSweep | SamplingSweep | HeadSweep | FieldSweep = field(default_factory=NoSweep)
+    """What is searched: sampling settings, of which the evaluation measures the best, or trainings side by side."""
     checkpoint: str = where(default="")
     """Directory of a trained model to take instead of training one; its content is part of every identity."""
 
@@ -137,6 +141,21 @@ def own_images(path: str) -> Recipe:
 def given_model(path: str) -> Recipe:
     """The trained model at `path`, measured against real images: nothing is trained."""
     return Recipe(name="given-model", checkpoint=path)
+
+
+def with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with fields, by dotted name, replaced. Raises InputError for unknown ones and wrong types."""
+    tree = canonical(recipe, identity=False)
+    known = flatten(tree)
+    for name, value in fields.items():
+        if name not in known:
+            raise InputError(f"--tune: a recipe has no field {name}.{nearest(name, known)}")
+        *folders, leaf = name.split(".")
+        branch = tree
+        for folder in folders:
+            branch = branch[folder]
+        branch[leaf] = value
+    return from_json(json.dumps(tree), Recipe, "--tune")
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

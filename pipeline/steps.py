@@ -11,7 +11,7 @@ from infra.fingerprint import fingerprint
 from pipeline.recipes import Recipe
 from tokenize_jobs.config import TokenizerFile
 from train.models.config import Model
-from tune.config import NoSweep
+from tune.config import SamplingSweep
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
             recipe.train.check_workers(workers)
         if {"reference", "sweep", "evaluation"} & set(pending):
             recipe.reference.features.check()
-        if "sweep" in pending and not isinstance(recipe.tune, NoSweep):
+        if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:
             base.check(self.model, self.model.num_tokens)

@@ -1,1 +1,1 @@
-"""Sweeps: many samplings of one checkpoint."""
+"""Sweeps: many samplings of one checkpoint, or many trainings of one recipe."""

@@ -1,6 +1,7 @@
 """What a sweep searches. Imports nothing heavy."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -146,3 +147,64 @@ def effective(sampling: Sampling) -> Sampling:
     if sampling.solver != "ancestral":
         sampling = replace(sampling, temperature=default.temperature)
     return sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSweep:
+    """Every combination of these sizes of the head is trained; the recipe's own model is registered."""
+
+    kind: Literal["head"] = "head"
+    """head: many sizes of the head, each a training of its own."""
+    width: tuple[int, ...] = (256, 512, 1024, 1536)
+    """Widths of the head's MLP to try."""
+    depth: tuple[int, ...] = (3,)
+    """Depths of the head's MLP to try."""
+    train_steps: int = 0
+    """Gradient steps of each training; 0 takes the recipe's."""
+    images: int = 10_000
+    """Images drawn of each trained model."""
+    seed: int = 0
+    """Seed of the images, the same for all trials."""
+
+    def fields(self) -> list[dict[str, Any]]:
+        """Return, for each trial, the recipe's fields that it replaces, by dotted name."""
+        steps = {"train.train_steps": self.train_steps} if self.train_steps else {}
+        return [
+            {"train.model.head.width": width, "train.model.head.depth": depth, **steps}
+            for width, depth in itertools.product(self.width, self.depth)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSweep:
+    """Every combination of these values of a recipe's fields is trained; the recipe's own model is registered."""
+
+    kind: Literal["fields"] = "fields"
+    """fields: any typed fields of the recipe, each trial a training of its own."""
+    space: tuple[str, ...] = ()
+    """Fields and their values as JSON, as train.lr=[1e-3,2e-3]; each combination is a trial."""
+    images: int = 10_000
+    """Images drawn of each trained model."""
+    seed: int = 0
+    """Seed of the images, the same for all trials."""
+
+    def fields(self) -> list[dict[str, Any]]:
+        """Return, for each trial, the recipe's fields that it replaces. Raises InputError for a damaged space."""
+        axes = dict(_axis(text) for text in self.space)
+        if len(axes) < len(self.space):
+            raise InputError("--tune.space names a field twice")
+        return [dict(zip(axes, of, strict=True)) for of in itertools.product(*axes.values())] if axes else []
+
+
+TrainingSweep = HeadSweep | FieldSweep
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    name, _, values = text.partition("=")
+    try:
+        found = json.loads(values)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not found:
+        raise InputError(f"--tune.space {text}: write a field and a list of values, as 'train.lr=[1e-3,2e-3]'")
+    return name, found

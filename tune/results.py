@@ -11,6 +11,7 @@ from upath import UPath
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling
 from evaluate.metrics import frechet
+from infra.console import table
 from infra.fingerprint import canonical, fingerprint
 from infra.result import Report, Result
 
@@ -186,3 +187,65 @@ def edges_of(best: Sampling, axes: Mapping[str, Sequence[Any]]) -> tuple[str, ..
 
 def _short(sampling: Sampling) -> str:
     return f"t{sampling.temperature:g} cfg{sampling.cfg_scale:g} ar{sampling.ar_steps}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One training of a sweep, and what it is worth."""
+
+    label: str
+    checkpoint: str
+    """Its checkpoint's fingerprint."""
+    parameters: int
+    loss: float
+    """In the last logged step."""
+    fd: float
+    error: float
+    """Standard error of the distance."""
+    seconds_per_image: float
+    """Of sampler and decoder, warmed up, with nothing beside it."""
+    train_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedTraining:
+    """A training without a model, and why."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSweepResult(Result):
+    """The trainings of a sweep, the smallest distance first."""
+
+    metric: str
+    conditions: Conditions
+    trials: tuple[Trained, ...]
+    failed: tuple[FailedTraining, ...] = ()
+
+    def headline(self) -> str:
+        """Return the best training and its distance."""
+        best, failed = self.trials[0], f"; {len(self.failed)} failed" if self.failed else ""
+        number = f"{self.metric} {best.fd:g} ± {best.error:.2g}"
+        return f"best of {len(self.trials)} trainings: {number} at {best.label}{failed}"
+
+    def table(self) -> str:
+        """Return what a person compares: sizes, distances, seconds."""
+        rows = [
+            (t.label, f"{t.parameters:,}", f"{t.fd:.4g} ± {t.error:.2g}", f"{t.loss:.4g}", f"{t.seconds_per_image:.4g}")
+            for t in self.trials
+        ]
+        return table(rows, ("training", "parameters", self.metric, "loss", "seconds an image"))
+
+    def report(self, path: UPath) -> Report:  # noqa: ARG002
+        """Return the best number, and every training as a run of its own."""
+        return Report(
+            metrics={f"best_{frechet.NAME}": self.trials[0].fd},
+            tags={"metric": self.metric, "best": self.trials[0].label},
+            trials={t.checkpoint: (t.label, Report(
+                metrics={frechet.NAME: t.fd, ERROR: t.error, "parameters": t.parameters, "loss": t.loss,
+                         "seconds_per_image": t.seconds_per_image},
+                tags={"metric": self.metric},
+            )) for t in self.trials},
+        )  # fmt: skip

@@ -15,7 +15,7 @@ ENTRIES = {
     "checkpoint": ["train/trainer.py"],
     "reference": ["evaluate/reference.py"],
     "evaluation": ["evaluate/evaluate.py"],
-    "sweep": ["tune/sampling_sweep.py"],
+    "sweep": ["tune/sampling_sweep.py", "tune/training_sweep.py"],
 }
 
 

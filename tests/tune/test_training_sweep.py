@@ -1,0 +1,66 @@
+"""The space of trainings: which fields each replaces, and what is refused before anything is trained."""
+
+from dataclasses import replace
+
+import pytest
+
+from infra.cluster import Compute
+from infra.errors import InputError
+from pipeline.plan import Planner
+from pipeline.recipes import emoji_32, with_fields
+from tune.config import FieldSweep, HeadSweep, NoSweep
+
+
+def steps(tune, root):
+    return Planner(replace(emoji_32(), tune=tune), Compute(out=str(root))).plan().steps
+
+
+def test_every_combination_of_sizes_is_a_training_of_its_own(tmp_path):
+    sweep = HeadSweep(width=(32, 64), depth=(1, 2), train_steps=7)
+    recipes = [with_fields(emoji_32(), fields) for fields in sweep.fields()]
+    assert {(r.train.model.head.width, r.train.model.head.depth) for r in recipes} == {
+        (32, 1),
+        (32, 2),
+        (64, 1),
+        (64, 2),
+    }
+    assert {r.train.train_steps for r in recipes} == {7}
+    inputs = steps(sweep, tmp_path)["sweep"].inputs
+    assert len({value for name, value in inputs.items() if name.startswith("trial")}) == 4
+
+
+def test_training_that_equals_the_recipes_own_is_its_checkpoint(tmp_path):
+    head = emoji_32().train.model.head
+    made = steps(HeadSweep(width=(head.width, 64), depth=(head.depth,)), tmp_path)
+    assert made["sweep"].inputs["trial 0"] == made["checkpoint"].fingerprint != made["sweep"].inputs["trial 1"]
+
+
+def test_recipes_own_model_is_what_is_evaluated_whatever_trainings_are_swept(tmp_path):
+    none, swept = steps(NoSweep(), tmp_path), steps(HeadSweep(width=(64,)), tmp_path)
+    assert none["evaluation"].fingerprint == swept["evaluation"].fingerprint
+    names = list(swept)
+    assert names.index("sweep") < names.index("checkpoint") < names.index("evaluation")
+
+
+def test_any_typed_field_is_searched():
+    sweep = FieldSweep(space=("train.lr=[0.001, 0.002]", 'train.lr_schedule=["constant"]'))
+    assert [with_fields(emoji_32(), of).train.lr for of in sweep.fields()] == [0.001, 0.002]
+    assert {with_fields(emoji_32(), of).train.lr_schedule for of in sweep.fields()} == {"constant"}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (HeadSweep(width=()), "searches nothing"),
+        (FieldSweep(), "searches nothing"),
+        (FieldSweep(space=("train.lrr=[1]",)), "no field train.lrr. Did you mean 'train.lr'"),
+        (FieldSweep(space=("train.lr=0.1",)), "a list of values"),
+        (FieldSweep(space=("train.lr=[]",)), "a list of values"),
+        (FieldSweep(space=('train.lr=["fast"]',)), "train.lr"),
+        (FieldSweep(space=("train.lr=[1.0]", "train.lr=[2.0]")), "names a field twice"),
+        (FieldSweep(space=("train.model.patch_size=[3]",)), "patch-size 3 does not divide"),
+    ],
+)  # fmt: skip
+def test_space_that_makes_no_sense_is_refused_before_anything_is_trained(sweep, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        steps(sweep, tmp_path)
