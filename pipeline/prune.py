@@ -19,6 +19,9 @@ from infra.storage import local_root, location, read_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 
+_SHARED = ("features", "trials")
+"""Folders that all evaluations, or all sweeps, of a label share: needed as long as one of these is."""
+
 
 @dataclass(frozen=True)
 class Unneeded:
@@ -37,8 +40,12 @@ def unneeded(recipes: Iterable[Recipe], compute: Compute) -> list[Unneeded]:
     records = {path: _record(path) for path in folders if (path / RECORD).exists()}
     planned, named = _planned(recipes, compute)
     kept = set(records) if running else _reached(records, planned, named)
-    why = {path: "nothing refers to it" if path in records else "unfinished" for path in folders}
-    found = [Unneeded(p, _size(p), why[p]) for p in folders if p not in kept | planned and p not in running]
+    kept |= {*planned, *running}
+    labels = {path.parent for path in kept}
+    kept |= {path for path in folders if path.name in _SHARED and path.parent in labels}
+    unreferred = {*records, *(path for path in folders if path.name in _SHARED)}
+    why = {path: "nothing refers to it" if path in unreferred else "unfinished" for path in folders}
+    found = [Unneeded(path, _size(path), why[path]) for path in folders if path not in kept]
     return sorted(found, key=lambda item: -item.bytes)
 
 

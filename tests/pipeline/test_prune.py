@@ -89,3 +89,16 @@ def test_command_lists_and_removes_only_when_told(mar_here, tmp_path):
     assert removed.returncode == 0, removed.stderr
     assert str(folder) in removed.stdout
     assert not folder.exists()
+
+
+def test_features_that_evaluations_share_stay_as_long_as_one_of_these_does(tmp_path):
+    compute = Compute(out=str(tmp_path))
+    evaluation = artifact(tmp_path, "evaluation", "0" * 8, {}, "own")
+    features = [tmp_path / "artifacts" / "evaluation" / label / "features" for label in ("own", "gone")]
+    for folder in features:
+        folder.mkdir(parents=True)
+        (folder / "part.npz").write_bytes(b"x" * 10)
+    assert [(item.path, item.why) for item in unneeded([emoji_32()], compute)] == [
+        (features[1], "nothing refers to it")
+    ]
+    assert evaluation.exists()
