@@ -30,6 +30,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/optimizer.py",
         "train/step.py",
         "train/trainer.py",
+        "train/watch.py",
     ),
     "reference": _FEATURES,
     "evaluation": (*_MEASURING, "evaluate/evaluate.py"),
