@@ -47,7 +47,7 @@ def test_edited_step_is_named_then_made_anew_when_asked_and_the_old_checkpoint_s
     done = mar("train")
     assert done.returncode == 0, done.stderr
     edit(folder / "infra" / "console.py", "def say(", "_UNUSED = 1\n\n\ndef say(")
-    edit(folder / "train" / "step.py", "import torch\n", "import torch  # a comment\n")
+    edit(folder / "train" / "step.py", "import Tensor, nn\n", "import Tensor, nn  # a comment\n")
     assert states(mar("status"))["checkpoint"] == "cached"
     first = weights(tmp_path)
 

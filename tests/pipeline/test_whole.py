@@ -18,7 +18,11 @@ from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 RAY = Path(sys.executable).parent / "ray"
 STEPS = ("pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration")
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_TRACKING_URI": "",
+}  # other tests leave it
 
 
 @pytest.fixture(scope="module")
