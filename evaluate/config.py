@@ -7,10 +7,10 @@ from typing import Literal
 
 from evaluate.extractors import NETWORKS, Network, sha256, weights_file
 from infra.errors import InputError
-from infra.fingerprint import where
+from infra.fingerprint import added, where
 from tokenize_jobs.config import TokenizerFile
 from train.models.config import Architecture
-from train.models.heads import HeadSampling, Solver
+from train.models.heads import HeadSampling, Solver, TemperatureOn
 
 YOUNG_MAX_TIMESTEP = 950
 """Where a Diffusion Loss head starts in recipes other than the published ones.
@@ -69,6 +69,9 @@ class Sampling:
     """Start the diffusion at this timestep (0..999) instead of 999, as published; young models need 950."""
     temperature: float = 1.0
     """Scale of the noise in the diffusion steps."""
+    temperature_on: TemperatureOn = added(default="noise")
+    """noise: the temperature scales the noise added in each diffusion step; prediction: it divides the noise that the
+    head predicts, which acts on every solver, and a little goes a long way."""
     cfg_scale: float = 1.0
     """Scale of classifier-free guidance; 1 is none, and costs half."""
     cfg_schedule: Literal["linear", "constant"] = "linear"
@@ -82,7 +85,7 @@ class Sampling:
         """Return the head's settings in autoregressive step `step` (0-based)."""
         return HeadSampling(
             steps=self.diffusion_steps.at(step, self.ar_steps), solver=self.solver, temperature=self.temperature,
-            max_timestep=self.max_timestep,
+            temperature_on=self.temperature_on, max_timestep=self.max_timestep,
         )  # fmt: skip
 
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:

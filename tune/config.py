@@ -10,7 +10,7 @@ from evaluate.config import DiffusionSteps, Order, Sampling
 from infra.errors import InputError
 from infra.fingerprint import added, canonical, fingerprint
 from train.models.config import Model
-from train.models.heads import Solver
+from train.models.heads import Solver, TemperatureOn
 
 _TIMESTEPS = 1000
 
@@ -35,6 +35,8 @@ class SamplingSweep:
     """sampling: many ways to sample one checkpoint."""
     temperature: tuple[float, ...] = (0.95, 1.0, 1.05)
     """Temperatures to try."""
+    temperature_on: tuple[TemperatureOn, ...] = added(default=())
+    """What the temperature acts on, to try."""
     cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0)
     """Guidance scales to try."""
     cfg_schedule: tuple[Literal["linear", "constant"], ...] = added(default=())
@@ -74,7 +76,7 @@ class SamplingSweep:
             "temperature": self.temperature, "cfg_scale": self.cfg_scale, "ar_steps": self.ar_steps,
             "diffusion_steps": tuple(DiffusionSteps(first=first, last=last) for first, last in steps),
             "cfg_schedule": self.cfg_schedule, "order": self.order, "solver": self.solver,
-            "max_timestep": self.max_timestep,
+            "max_timestep": self.max_timestep, "temperature_on": self.temperature_on,
         }  # fmt: skip
         return {name: of for name, of in values.items() if of}
 
@@ -114,8 +116,11 @@ class SamplingSweep:
             if len({repr(value) for value in values}) < len(values):
                 raise InputError(f"--tune.{name.replace('_', '-')} names a value twice")
         self._check_budget()
-        if len(self.temperature) > 1 and "ancestral" not in (self.solver or (base.solver,)):
-            raise InputError("--tune.temperature has no effect: of the solvers only 'ancestral' adds noise")
+        if len(self.temperature) > 1 and all(effective(sampling).temperature == 1 for sampling in self.settings(base)):
+            raise InputError(
+                "--tune.temperature has no effect: of the solvers only 'ancestral' adds noise; with "
+                "--tune.temperature-on prediction it acts on all"
+            )
         if wrong := [start for start in self.max_timestep if not 0 <= start < _TIMESTEPS]:
             raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {_TIMESTEPS - 1}")
         if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
@@ -144,8 +149,10 @@ def effective(sampling: Sampling) -> Sampling:
     default = Sampling()
     if sampling.cfg_scale == 1:
         sampling = replace(sampling, cfg_schedule=default.cfg_schedule)
-    if sampling.solver != "ancestral":
+    if sampling.solver != "ancestral" and sampling.temperature_on == "noise":
         sampling = replace(sampling, temperature=default.temperature)
+    if sampling.temperature == 1:
+        sampling = replace(sampling, temperature_on=default.temperature_on)
     return sampling
 
 

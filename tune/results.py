@@ -154,7 +154,8 @@ def trial_identity(sampling: Sampling, images: int, seed: int) -> str:
 def label(sampling: Sampling) -> str:
     """Return a setting in words: what a sweep can search of it."""
     parts = [
-        f"temperature {sampling.temperature:g}",
+        f"temperature {sampling.temperature:g}"
+        + (" on the prediction" if sampling.temperature_on == "prediction" else ""),
         f"CFG {sampling.cfg_scale:g}" + ("" if sampling.cfg_schedule == "linear" else f" {sampling.cfg_schedule}"),
         f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps",
     ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.small_model import randomised, small
-from train.models.heads import DiffusionHead, FlowHead, HeadSampling
+from train.models.heads import DiffusionHead, FlowHead, HeadSampling, MixtureHead
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,35 @@ def test_head_trained_on_a_mixture_samples_it(kind, solver, steps, trained_heads
     assert (drawn.mean(0) - true.mean(0)).abs().max() < 0.1
     assert (drawn.std(0) - true.std(0)).abs().max() < 0.12
     assert energy_distance(drawn, true) < 0.02 + energy_distance(again, true)
+
+
+def test_temperature_divides_the_predicted_noise_or_scales_the_added():
+    """The same network with its noise output divided, at temperature 1, is the reference."""
+    head, steps = randomised(small()).head, 4
+    condition, noise = torch.randn(7, head.net.cond_embed.in_features), torch.randn(steps, 7, head.channels)
+
+    def drawn(**settings):
+        with torch.no_grad():
+            return head.sample(condition, noise, HeadSampling(steps=steps, max_timestep=900, **settings))
+
+    plain = {solver: drawn(solver=solver) for solver in ("ancestral", "ddim", "dpm-solver++")}
+    on_noise, on_prediction = drawn(temperature=0.8), drawn(temperature=0.8, temperature_on="prediction")
+    assert torch.equal(drawn(solver="ddim", temperature=0.8), plain["ddim"])  # adds none
+    tempered = {solver: drawn(solver=solver, temperature=0.8, temperature_on="prediction") for solver in plain}
+    last = head.net.final_linear
+    with torch.no_grad():
+        last.weight[: head.channels] /= 0.8
+        last.bias[: head.channels] /= 0.8
+    for solver in plain:
+        torch.testing.assert_close(tempered[solver], drawn(solver=solver))
+        assert not torch.equal(plain[solver], tempered[solver])
+    assert not torch.equal(on_noise, on_prediction)
+
+
+@pytest.mark.parametrize("head", [FlowHead(), MixtureHead()])
+def test_head_that_predicts_no_noise_refuses_to_have_it_divided(head):
+    with pytest.raises(ValueError, match="predicts no noise"):
+        head.check(HeadSampling(temperature_on="prediction"))
 
 
 def energy_distance(a, b):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.config import DiffusionSteps, Sampling
@@ -29,6 +29,7 @@ spaces = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(spaces)
 def test_every_combination_is_a_trial_once_and_keeps_what_is_not_searched(sweep):
     axes, settings = sweep.axes(), sweep.settings(BASE)
@@ -58,6 +59,12 @@ def test_settings_without_effect_are_not_trials_of_their_own():
     assert len(noisy) == 2 + 1
 
 
+def test_temperature_of_a_solver_without_noise_is_tried_where_it_divides_the_prediction():
+    both = replace(SWEEP, cfg_scale=(2.0,), solver=("ddim",), temperature_on=("noise", "prediction"))
+    assert {(s.temperature, s.temperature_on) for s in both.settings(BASE)} == {(1.0, "noise"), (0.9, "prediction")}
+    both.check(MODEL, BASE)
+
+
 def test_constant_diffusion_steps_and_schedules_lie_on_one_axis():
     sweep = replace(NOTHING, diffusion_steps=(10,), step_schedules=((10, 5), (20, 20)))
     assert [s.diffusion_steps for s in sweep.settings(BASE)] == [
@@ -65,6 +72,7 @@ def test_constant_diffusion_steps_and_schedules_lie_on_one_axis():
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(spaces, st.integers(1, 20), st.integers(0, 3))
 def test_of_a_larger_grid_the_seed_chooses_the_trials(sweep, trials, seed):
     limited = replace(sweep, trials=trials, seed=seed)
@@ -87,6 +95,7 @@ def test_another_seed_chooses_other_trials():
         (replace(SWEEP, temperature=(1.0, 1.0)), "temperature names a value twice"),
         (replace(NOTHING, diffusion_steps=(5,), step_schedules=((5, 5),)), "diffusion-steps names a value twice"),
         (replace(SWEEP, solver=("ddim",)), "temperature has no effect"),
+        (replace(SWEEP, temperature=(0.0, 1.0), temperature_on=("prediction",)), "temperature must be above 0"),
         (replace(SWEEP, ar_steps=(4, 17)), "from 1 to the 16 tokens"),
         (replace(SWEEP, max_timestep=(1000,)), "max-timestep 1000 must be from 0 to 999"),
         (replace(SWEEP, temperature=(-1.0, 1.0)), "is below 0"),

@@ -79,9 +79,21 @@ class DiffusionLoss(TokenHead):
         for used, index in enumerate(reversed(range(tables.steps)), start=1):
             output = self.net(guidance.repeat(x), times[index : index + 1], guidance.rows, layers)
             predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
-            fresh = settings.temperature, noise[used] if index > 0 else None
+            predicted, scale = _tempered(predicted, settings)
+            fresh = scale, noise[used] if index > 0 else None
             x, older_x0 = reverse(tables, index, x, predicted, fraction, fresh, older_x0)
         return x
+
+
+def _tempered(predicted: Tensor, settings: HeadSampling) -> tuple[Tensor, float]:
+    """Return the predicted noise and the scale of the fresh one.
+
+    p^(1/temperature) has the score of p divided by the temperature, and so the predicted noise too. Dhariwal & Nichol
+    2021 divide that, or scale the fresh noise; Li et al. 2024 (section 3.2) scale.
+    """
+    if settings.temperature_on == "noise":
+        return predicted, settings.temperature
+    return predicted / settings.temperature, 1.0
 
 
 _Fresh = tuple[float, Tensor | None]

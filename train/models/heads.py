@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from train.models.head import TokenHead
 
 Solver = Literal["ancestral", "ddim", "dpm-solver++"]
+TemperatureOn = Literal["noise", "prediction"]
 
 
 class Draw(NamedTuple):
@@ -27,6 +28,8 @@ class HeadSampling:
     """ancestral: DDPM, or Euler-Maruyama for flow; ddim: deterministic, Euler for flow; dpm-solver++: second order."""
     temperature: float = 1.0
     """Scale of the noise added in each ancestral step; the initial noise is not scaled."""
+    temperature_on: TemperatureOn = "noise"
+    """noise: the temperature scales the noise added; prediction: it divides the predicted noise (diffusion only)."""
     max_timestep: int | None = None
     """Start at this timestep (0..999) instead of 999; lets 5-20 steps work (diffusion only)."""
 
@@ -59,6 +62,8 @@ class DiffusionHead:
         """Raise ValueError for settings that this head cannot draw tokens with."""
         if settings.steps < 1:
             raise ValueError("diffusion_steps must be at least 1")
+        if settings.temperature_on == "prediction" and settings.temperature <= 0:
+            raise ValueError("temperature must be above 0 where it divides the predicted noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ class FlowHead:
         """Raise ValueError for settings that this head cannot draw tokens with."""
         if settings.steps < 1:
             raise ValueError("diffusion_steps must be at least 1")
+        _refuse_tempered_prediction(settings, "flow")
         if settings.solver not in self.solvers or settings.max_timestep is not None:
             raise ValueError(
                 f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep: set it to None"
@@ -117,10 +123,16 @@ class MixtureHead:
 
     def check(self, settings: HeadSampling) -> None:
         """Raise ValueError for settings that this head cannot draw tokens with."""
+        _refuse_tempered_prediction(settings, "mixture")
         if settings.solver != "ancestral" or settings.max_timestep is not None:
             raise ValueError(
                 "a mixture head runs no process backwards: it takes solver 'ancestral', and no max_timestep"
             )
+
+
+def _refuse_tempered_prediction(settings: HeadSampling, kind: str) -> None:
+    if settings.temperature_on == "prediction":
+        raise ValueError(f"a {kind} head predicts no noise that a temperature could divide: temperature_on is 'noise'")
 
 
 Head = DiffusionHead | FlowHead | MixtureHead
