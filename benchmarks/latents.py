@@ -30,9 +30,10 @@ from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Tokenize
 from tokenize_jobs.sources.listing import scan
 from tokenize_jobs.store.reader import LatentStore
-from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from tokenize_jobs.tokens import GaussianLatents
 
-KL16 = Layout(16, 16, 16, deterministic=False)
+KL16 = GaussianLatents(16, 16, 16)
 READ_IMAGES, READ_BATCH = 3000, 64
 
 
@@ -89,8 +90,8 @@ def reading(folder: Path) -> list[str]:
         return np.stack([mapped[flips[i], i] for i in indices])
 
     some = np.arange(64)
-    assert np.array_equal(store.moments(some, flips[some]), from_map(some))
-    ours = items_per_cpu_second(lambda indices: store.moments(indices, flips[indices]), READ_IMAGES)
+    assert np.array_equal(store.stored(some, flips[some]), from_map(some))
+    ours = items_per_cpu_second(lambda indices: store.stored(indices, flips[indices]), READ_IMAGES)
     npz, plain = (items_per_cpu_second(read, READ_IMAGES) for read in (from_npz, from_map))
     total = sum(path.stat().st_size for path in (folder / "store" / "shards").iterdir())
     return [

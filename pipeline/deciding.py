@@ -1,6 +1,6 @@
 """Which code decides the numbers of each step: what a record keeps the digests of."""
 
-_STORE = ("tokenize_jobs/store", "tokenize_jobs/sources/heldout.py", "infra/seeding.py")
+_STORE = ("tokenize_jobs/store", "tokenize_jobs/tokens", "tokenize_jobs/sources/heldout.py", "infra/seeding.py")
 _SAMPLES = tuple(
     f"tokenize_jobs/sources/{name}.py"
     for name in (
@@ -9,7 +9,8 @@ _SAMPLES = tuple(
     )
 )  # fmt: skip
 _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
-_SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", "tokenize_jobs/tokenizers", "infra/seeding.py")
+_TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens")
+_SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", *_TOKENIZERS, "infra/seeding.py")
 _FEATURES = (
     *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/drawn.py", "evaluate/metrics",
     "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py", "evaluate/real_images.py",
@@ -18,8 +19,14 @@ _FEATURES = (
 _MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py")
 CODE: dict[str, tuple[str, ...]] = {
     "pictures": ("tokenize_jobs/sources/emoji.py", "infra/seeding.py"),
-    "tokenizer": (*_SAMPLES, "tokenize_jobs/tokenizers", "tokenize_jobs/job/fit_job.py", "infra/seeding.py"),
-    "latents": (*_SAMPLES, "tokenize_jobs/tokenizers", "tokenize_jobs/job", "tokenize_jobs/store/shards.py"),
+    "tokenizer": (*_SAMPLES, *_TOKENIZERS, "tokenize_jobs/job/fit_job.py", "infra/seeding.py"),
+    "latents": (
+        *_SAMPLES,
+        "tokenize_jobs/tokenizers",
+        "tokenize_jobs/tokens",
+        "tokenize_jobs/job",
+        "tokenize_jobs/store/shards.py",
+    ),
     "checkpoint": (
         *_MODELS,
         *_STORE,

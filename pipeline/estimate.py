@@ -22,6 +22,7 @@ from infra.storage import read_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from tokenize_jobs.sources.listing import ImageFiles, Listing, scan_images
+from tokenize_jobs.tokenizers import geometry
 from train.models.config import Model
 from tune.config import SamplingSweep
 
@@ -116,7 +117,8 @@ def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tup
     if name == "latents" and images is not None:
         is_kl = recipe.tokenizer.kind in ("kl16", "diffusers")
         operations = images * _KL_OPERATIONS * recipe.tokenize.image_size**2 if is_kl else None
-        return operations, images * 2 * 2 * model.latent_channels * model.latent_size**2 * 2.0
+        kind = geometry(recipe.tokenizer).of_image(recipe.tokenize.image_size)
+        return operations, images * 2.0 * kind.bytes
     if name not in ("checkpoint", "sweep", "evaluation") or (
         name == "sweep" and not isinstance(recipe.tune, SamplingSweep)
     ):

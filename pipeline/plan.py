@@ -74,10 +74,7 @@ class Planner:
         if given is not None:
             model, self.image_size = given.model, given.model.latent_size * geometry.stride
         else:
-            model = self.recipe.train.model.on(
-                latent_size=geometry.latent_size(self.image_size), latent_channels=geometry.channels,
-                num_classes=len(source.classes),
-            )  # fmt: skip
+            model = self.recipe.train.on(geometry.of_image(self.image_size), len(source.classes))
             self._latents(source, tokenizer)
         self._reference(source)
         if given is None:

@@ -49,7 +49,7 @@ class Plan:
         """Raise InputError for what the steps `pending` would refuse, before days of training."""
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
         if "checkpoint" in pending:
-            recipe.train.check(self.model.latent_size)
+            recipe.train.check(self.model)
             recipe.train.check_workers(workers)
         if {"reference", "sweep", "evaluation"} & set(pending):
             recipe.reference.features.check()

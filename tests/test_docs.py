@@ -9,7 +9,8 @@ import pytest
 
 from infra.storage import location
 from tests.small_model import randomised
-from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from tokenize_jobs.tokens import GaussianLatents
 from train.card import ModelCard
 from train.checkpoint import write_model
 from train.models.config import tiny
@@ -95,7 +96,7 @@ def test_files_named_in_the_documents_exist():
 
 def test_store_is_read_by_the_example(tmp_path, monkeypatch):
     layout, moments = (
-        Layout(4, 3, 3, deterministic=False),
+        GaussianLatents(4, 3, 3),
         np.random.default_rng(0).standard_normal((2, 5, 8, 3, 3)).astype(np.float16),
     )
     keys = [f"k{i}" for i in range(5)]

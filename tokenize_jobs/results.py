@@ -37,15 +37,21 @@ class LatentsResult(Result):
     images: int
     quarantined: int
     bytes: int
-    latent_scale: float
     classes: tuple[str, ...]
     images_per_second: float | None = None
     encoders_busy: float | None = None
     """Share of the time that the encoders encoded."""
+    latent_scale: float | None = None
+    """Factor that brings continuous latents to unit variance."""
+    codebook_usage: float | None = None
+    """Share of the codebook that is in use, where tokens are codes."""
+    codebook_perplexity: float | None = None
+    """exp(entropy) of the codes' frequencies."""
 
     def report(self, path: UPath) -> Report:
         """Return the numbers, and the store as a dataset of the run."""
-        profile = json.dumps({"images": self.images, "latent_scale": self.latent_scale})
+        measured = {name: getattr(self, name) for name in ("latent_scale", "codebook_usage", "codebook_perplexity")}
+        profile = json.dumps({"images": self.images} | {k: v for k, v in measured.items() if v is not None})
         data = Dataset(
             name=f"latents-{self.label}", digest=path.name, source=str(path), profile=profile, context="training"
         )

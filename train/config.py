@@ -1,11 +1,16 @@
 """What training is: the part of a recipe that decides the weights."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from infra.errors import InputError
-from infra.fingerprint import added, where
-from train.models.config import Architecture
+from infra.fingerprint import added, canonical, where
+from infra.from_json import from_json
+from train.models.config import Architecture, Model
+
+if TYPE_CHECKING:  # it needs numpy
+    from tokenize_jobs.tokens import TokenKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +53,14 @@ class Train:
                 f"--train.batch-size {self.batch_size} is not a multiple of --compute.train.workers {workers}"
             )
 
-    def check(self, latent_size: int) -> None:
-        """Raise InputError unless the model fits latents of this size."""
-        model = self.model
-        if latent_size % model.patch_size:
-            raise InputError(
-                f"--train.model.patch-size {model.patch_size} does not divide the size of the latents, {latent_size}"
-            )
+    def on(self, kind: "TokenKind", num_classes: int) -> Model:
+        """Return the model of this training on tokens of this kind."""
+        chosen = canonical(self.model, identity=False)
+        return from_json(json.dumps(chosen | kind.for_model() | {"num_classes": num_classes}), Model, "--train.model")
+
+    def check(self, model: Model) -> None:
+        """Raise InputError unless the model fits the tokens that it is trained on."""
         try:
-            model.trunk.check()
+            model.check()
         except ValueError as error:
-            raise InputError(f"--train.model.trunk.{error}") from None
+            raise InputError(f"--train.model.{error}") from None

@@ -16,6 +16,7 @@ from infra.follow import following, logged
 from infra.storage import read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
+from tokenize_jobs.tokens import read_kind
 from train.card import ModelCard
 from train.checkpoint import read_progress, write_model
 from train.config import Train
@@ -41,10 +42,10 @@ def train(
     does not fit the latents, RuntimeError when training diverged.
     """
     manifest = read_json(latents / MANIFEST)
-    layout, classes = manifest["layout"], tuple(manifest["classes"])
-    config.check(layout["height"])
+    kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
+    model = config.on(kind, len(classes))
+    config.check(model)
     config.check_workers(compute.train.workers)
-    model = config.model.on(latent_size=layout["height"], latent_channels=layout["channels"], num_classes=len(classes))
     log = Path(str(out)) / LOG
     with connected(compute) as cluster, following(log, on_log), keeping_interrupts():
         workers = cluster.train
@@ -63,7 +64,7 @@ def train(
         progress = read_progress(Path(folder))
     steps = progress["optimization"]["step"]
     card = ModelCard(
-        model=model, latent_scale=manifest["latent_scale"], classes=classes,
+        model=model, latent_scale=kind.scale(manifest), classes=classes,
         tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
         train_steps=steps, images_seen=steps * config.batch_size, ema_decay=config.ema_decay,
     )  # fmt: skip

@@ -29,15 +29,16 @@ class Generator:
         self.card = read_card(location(model))
         self.model = read_model(location(model), ema=use_ema).to(self.device)
         self.tokenizer = load(weights.kind, weights.path).to(self.device)
+        self.kind = self.tokenizer.tokens(self.card.model.latent_size)
 
     def labels(self, indices: range) -> torch.Tensor:
         """Return the class of each image: index modulo the number of classes."""
         return torch.tensor([index % self.card.model.num_classes for index in indices])
 
     def encode(self, image: np.ndarray) -> torch.Tensor:
-        """Return the latents (1, C, h, w), in the model's scale, of an image uint8 (H, W, 3): the posterior's mean."""
-        moments = self.tokenizer.encode(from_uint8(image[None], self.device))
-        return moments[:, : self.tokenizer.channels].float() * self.card.latent_scale
+        """Return the likeliest latents (1, C, h, w), in the model's scale, of an image uint8 (H, W, 3)."""
+        encoded = self.tokenizer.encode(from_uint8(image[None], self.device))
+        return self.kind.likeliest(encoded).float() * self.card.latent_scale
 
     def draw(
         self, labels: torch.Tensor, indices: Sequence[int], seed: int, sampling: Sampling, known: Known | None = None

@@ -8,6 +8,7 @@ from infra.errors import InputError
 from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers import _GEOMETRIES, _LOADERS, geometry, load
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+from tokenize_jobs.tokens import GaussianLatents
 
 KINDS = set(typing.get_args(typing.get_type_hints(PretrainedTokenizer)["kind"]))
 
@@ -20,7 +21,7 @@ def test_every_kind_that_can_be_chosen_has_a_geometry_and_a_loader():
 def test_geometry_of_a_fitted_tokenizer_is_that_of_its_folder(tmp_path):
     SmallKL(Shape(stride=4, channels=6, width=8, depth=1)).write(tmp_path)
     known, loaded = geometry(PretrainedTokenizer(kind="fitted", path=str(tmp_path))), load("fitted", str(tmp_path))
-    assert (known.stride, known.channels) == (loaded.stride, loaded.channels) == (4, 6)
+    assert (known.stride, known.tokens(2)) == (loaded.stride, loaded.tokens(2)) == (4, GaussianLatents(6, 2, 2))
 
 
 def test_geometry_of_a_folder_without_a_fitted_tokenizer_is_refused(tmp_path):

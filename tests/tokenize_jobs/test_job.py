@@ -12,7 +12,7 @@ from infra.errors import InputError
 from infra.storage import location
 from tests.tokenize_jobs.test_sources import GOOD, write_tar
 from tokenize_jobs.config import Tokenize, TokenizerFile
-from tokenize_jobs.job.latents_job import layout_of, tokenize
+from tokenize_jobs.job.latents_job import kind_of, tokenize
 from tokenize_jobs.sources.crop import centre_crop, decode
 from tokenize_jobs.sources.listing import scan
 from tokenize_jobs.store.reader import LatentStore
@@ -62,7 +62,7 @@ def test_job_fails_on_many_bad_images_goes_on_and_ends_with_the_same_bytes_after
 
     expected = centre_crop(decode(GOOD), 16).astype(np.float32) / 127.5 - 1
     latents = LatentStore(store)
-    plain, flipped = (latents.moments(np.array([5]), np.array([flip]))[0].transpose(1, 2, 0) for flip in (0, 1))
+    plain, flipped = (latents.stored(np.array([5]), np.array([flip]))[0].transpose(1, 2, 0) for flip in (0, 1))
     np.testing.assert_allclose(plain, expected, atol=1e-3)
     assert np.array_equal(plain[:, ::-1], flipped)
     read = ray.data.read_parquet(str(store / "shards"))
@@ -93,4 +93,4 @@ def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
 
     SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path)
     with pytest.raises(InputError, match="nearest sizes are 32 and 36"):
-        layout_of(TokenizerFile("fit", str(tmp_path)), 34)
+        kind_of(TokenizerFile("fit", str(tmp_path)), 34)

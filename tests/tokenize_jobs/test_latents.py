@@ -13,9 +13,10 @@ from infra.storage import location
 from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore, _epoch_order
-from tokenize_jobs.store.shards import Layout, commit_shard, publish, to_table
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from tokenize_jobs.tokens import GaussianLatents
 
-LAYOUT = Layout(4, 3, 3, deterministic=False)
+LAYOUT = GaussianLatents(4, 3, 3)
 ROWS = 1500  # more than one row group
 
 
@@ -43,9 +44,9 @@ def store(tmp_path, moments):
 def test_moments_are_read_back_bit_equal_and_mapped(store, moments):
     opened = LatentStore(store)
     indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
-    assert np.array_equal(opened.moments(indices, flips), moments[flips, indices])
+    assert np.array_equal(opened.stored(indices, flips), moments[flips, indices])
     assert np.array_equal(opened.labels, np.arange(ROWS) % 5)
-    assert all(isinstance(column, np.memmap) for pair in opened._moments for column in pair)
+    assert all(isinstance(column, np.memmap) for pair in opened._values for column in pair)
 
 
 def test_remote_store_fetches_the_rows_asked_for_once_and_shares_them(store, moments, tmp_path, monkeypatch):
@@ -68,7 +69,7 @@ def test_remote_store_fetches_the_rows_asked_for_once_and_shares_them(store, mom
     assert np.array_equal(sibling.batch(0, range(50)).latents, local.batch(0, range(50)).latents)
     assert fetched == [40 * LAYOUT.bytes, 10 * LAYOUT.bytes]
     indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
-    assert np.array_equal(opened.moments(indices, flips), moments[flips, indices])
+    assert np.array_equal(opened.stored(indices, flips), moments[flips, indices])
 
 
 def test_remote_shard_that_ends_too_early_is_an_error(store, tmp_path):
@@ -77,7 +78,7 @@ def test_remote_shard_that_ends_too_early_is_an_error(store, tmp_path):
     opened = LatentStore(remote, tmp_path / "cache")
     (remote / "shards" / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"a\.parquet: ends before the manifest says"):
-        opened.moments(np.arange(700), np.zeros(700, int))
+        opened.stored(np.arange(700), np.zeros(700, int))
 
 
 def test_store_is_plain_parquet(store, moments):
@@ -129,7 +130,7 @@ def test_shard_bytes_do_not_depend_on_how_often_it_is_written(store, moments, tm
 
 
 def test_bytes_an_image_are_within_two_per_cent_of_the_payload_for_kl16_latents(tmp_path):
-    layout = Layout(16, 16, 16, deterministic=False)
+    layout = GaussianLatents(16, 16, 16)
     values = np.random.default_rng(0).standard_normal((200, *layout.shape)).astype(np.float16)
     commit_shard(
         location(tmp_path),
@@ -150,7 +151,7 @@ def test_images_that_are_held_back_are_no_images_of_the_opened_store(store, mome
     assert len(opened) == len(kept)
     assert opened.held_back == ROWS - len(kept) > 200
     assert np.array_equal(opened.labels, np.array(kept) % 5)
-    assert np.array_equal(opened.moments(np.arange(len(kept)), np.zeros(len(kept), int)), moments[0, kept])
+    assert np.array_equal(opened.stored(np.arange(len(kept)), np.zeros(len(kept), int)), moments[0, kept])
     assert np.array_equal(opened.batch(0, range(9)).labels, np.array(kept)[_epoch_order(0, 0, len(kept))[:9]] % 5)
 
 

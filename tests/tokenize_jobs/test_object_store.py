@@ -89,7 +89,7 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
     latents = LatentStore(store)
     assert len(latents) == 40
     expected = centre_crop(decode(GOOD), 16).astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
-    moments = latents.moments(np.arange(40), np.zeros(40, int))
+    moments = latents.stored(np.arange(40), np.zeros(40, int))
     np.testing.assert_allclose(moments, np.broadcast_to(expected, moments.shape), atol=1e-3)
 
 

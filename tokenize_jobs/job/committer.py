@@ -6,15 +6,16 @@ import pyarrow.parquet as pq
 import ray
 
 from infra.storage import location
-from tokenize_jobs.store.shards import MANIFEST, Layout, commit_shard, to_table
+from tokenize_jobs.store.shards import MANIFEST, commit_shard, to_table
+from tokenize_jobs.tokens import TokenKind
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Committer:
     """One process for the whole job: a task for each shard would start as many, and take the encoders' cores."""
 
-    def __init__(self, out: str, layout: Layout) -> None:
-        self.root, self.layout = location(out), layout
+    def __init__(self, out: str, kind: TokenKind) -> None:
+        self.root, self.kind = location(out), kind
 
     def commit(self, name: str, paths: list[str], quarantined: list[tuple[str, str]]) -> None:
         """Join the staged parts of a shard, commit it and drop the parts."""
@@ -27,8 +28,8 @@ class Committer:
             if (self.root / MANIFEST).exists() or (self.root / "commits" / f"{name}.json").exists():
                 return  # another job finished this store meanwhile, or this call is a repetition
             raise
-        empty = np.zeros((0, *self.layout.shape), np.float16)
-        table = pa.concat_tables(tables) if tables else to_table(self.layout, [], [], empty, empty)
-        commit_shard(self.root, name, table.combine_chunks(), self.layout, quarantined)
+        empty = np.zeros((0, *self.kind.shape), self.kind.dtype)
+        table = pa.concat_tables(tables) if tables else to_table(self.kind, [], [], empty, empty)
+        commit_shard(self.root, name, table.combine_chunks(), self.kind, quarantined)
         for path in map(location, paths):
             path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The tokenization job on Ray Data: read and crop on CPU tasks, encode on a fixed set of actors, commit shards.
 
-    shards -> (part of a shard: up to PART_IMAGES uint8 images) -> (moments of the part, staged) -> shard committed
+    shards -> (part of a shard: up to PART_IMAGES uint8 images) -> (values of the part, staged) -> shard committed
 
 A part is one row, so that its images stay together; the driver sees only names and counts. When all parts of a
 shard are staged, one actor joins them into the shard's file and writes its commit record. A killed job leaves
@@ -30,23 +30,17 @@ from tokenize_jobs.job.parts import PartReader, Rates
 from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Shard
-from tokenize_jobs.store.shards import Layout, committed, publish
-from tokenize_jobs.tokenizers import load
+from tokenize_jobs.store.shards import committed, publish
+from tokenize_jobs.tokenizers import Geometry, load
+from tokenize_jobs.tokens import TokenKind
 
 _MOST_READERS = 8  # of an encoder: they hold two parts each in the object store, 50 MB at 256 px
 
 
-def layout_of(weights: TokenizerFile, image_size: int) -> Layout:
-    """Return the shape of this tokenizer's moments. Raises InputError unless its stride divides the size."""
+def kind_of(weights: TokenizerFile, image_size: int) -> TokenKind:
+    """Return what this tokenizer makes of an image. Raises InputError unless its stride divides the size."""
     tokenizer = load(weights.kind, weights.path)
-    if image_size % tokenizer.stride:
-        raise InputError(
-            f"--tokenize.image-size {image_size}: the {weights.kind} tokenizer's stride {tokenizer.stride} does not "
-            f"divide it; the nearest sizes are {image_size // tokenizer.stride * tokenizer.stride} and "
-            f"{(image_size // tokenizer.stride + 1) * tokenizer.stride}."
-        )
-    side = image_size // tokenizer.stride
-    return Layout(tokenizer.channels, side, side, tokenizer.deterministic)
+    return Geometry(tokenizer.stride, tokenizer.tokens).of_image(image_size)
 
 
 def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPath, compute: Compute) -> LatentsResult:
@@ -54,7 +48,7 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
 
     Raises InputError when too many images are bad, and what the storage raised when it fails: finished shards are kept.
     """
-    layout = layout_of(weights, config.image_size)
+    kind = kind_of(weights, config.image_size)
     done = committed(out)
     pending = [shard for shard in source.shards if shard.name not in done]
     stage("latents", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
@@ -62,15 +56,17 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
     try:
         if pending:
             with connected(compute) as cluster:
-                rates = _run(config, weights, source, pending, layout, staging, out, cluster.encode)
-        manifest = _publish(config, weights, source, layout, out)
+                rates = _run(config, weights, source, pending, kind, staging, out, cluster.encode)
+        manifest = _publish(config, weights, source, kind, out)
     finally:
         _remove(staging)
-    counted = {name: manifest[name] for name in ("images", "quarantined", "bytes", "latent_scale")}
+    if "warning" in manifest:
+        stage("latents", f"warning: {manifest['warning']}")
+    counted = {name: manifest[name] for name in ("images", "quarantined", "bytes")} | kind.measured(manifest)
     return LatentsResult(label=config.label(weights.kind), classes=source.classes, **counted, **rates)
 
 
-def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, layout: Layout, out: UPath) -> dict[str, Any]:
+def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, kind: TokenKind, out: UPath) -> dict[str, Any]:
     commits = committed(out)
     rows = sum(commits[shard.name].rows for shard in source.shards)
     bad = [(s.name, *pair) for s in source.shards for pair in commits[s.name].quarantined]
@@ -91,7 +87,7 @@ def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, layout: 
             "bytes": source.total_bytes,
         },
     }
-    manifest = publish(out, [shard.name for shard in source.shards], layout, provenance)
+    manifest = publish(out, [shard.name for shard in source.shards], kind, provenance)
     _remove(out / "staging")
     return manifest
 
@@ -101,7 +97,7 @@ def _run(
     weights: TokenizerFile,
     source: Listing,
     pending: list[Shard],
-    layout: Layout,
+    kind: TokenKind,
     staging: UPath,
     out: UPath,
     workers: Workers,
@@ -112,7 +108,7 @@ def _run(
     context.execution_options.verbose_progress = False
     rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
     encoders = actors(
-        PartEncoder, weights, layout, config.batch_size, str(staging),
+        PartEncoder, weights, kind, config.batch_size, str(staging),
         **asdict(workers),
     )  # fmt: skip
     cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
@@ -124,7 +120,7 @@ def _run(
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
     progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(workers.count)
-    committer = Committer.options(max_concurrency=4).remote(str(out), layout)
+    committer = Committer.options(max_concurrency=4).remote(str(out), kind)
     progress.update(0)
     for part in parts.iter_rows():
         if part["fault"]:

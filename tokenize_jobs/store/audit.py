@@ -11,22 +11,23 @@ from infra.console import table
 from infra.errors import InputError
 from infra.storage import read_json
 from tokenize_jobs.store.shards import MANIFEST
+from tokenize_jobs.tokens import read_kind
 
 
 def describe(root: UPath) -> str:
     """Return what the store at `root` holds, for a person."""
     manifest = _manifest(root)
-    layout, images, source, total = manifest["layout"], manifest["images"], manifest["source"], manifest["bytes"]
+    kind, images, source, total = (
+        read_kind(manifest["layout"]),
+        manifest["images"],
+        manifest["source"],
+        manifest["bytes"],
+    )
     rows = [
         ("images", f"{images} ({manifest['quarantined']} quarantined)"),
         ("classes", f"{len(manifest['images_per_label'])} with images, of {len(manifest['classes'])}"),
-        (
-            "latents",
-            "{channels} x {height} x {width}, ".format(**layout)
-            + ("deterministic" if layout["deterministic"] else "Gaussian posterior")
-            + ", both flips",
-        ),
-        ("latent_scale", f"{manifest['latent_scale']:.5f}"),
+        ("latents", f"{kind.told()}, both flips"),
+        *((name, f"{value:.5f}") for name, value in kind.measured(manifest).items()),
         (
             "bytes",
             f"{total} in {len(manifest['shards'])} shards, {total / max(images, 1):.0f} an image",
@@ -38,9 +39,12 @@ def describe(root: UPath) -> str:
             f"{source['format']}, {source['shards']} shards, digest {source['digest'][:16]}",
         ),
     ]
-    text = f"latents {root}\n{table(rows, ('what', 'value'))}\n\n"
-    pairs = enumerate(zip(manifest["channel_mean"], manifest["channel_std"], strict=True))
-    text += table([(c, f"{mean:.4f}", f"{std:.4f}") for c, (mean, std) in pairs], ("channel", "mean", "std"))
+    text = f"latents {root}\n{table(rows, ('what', 'value'))}"
+    header, statistics = kind.table(manifest)
+    if statistics:
+        text += "\n\n" + table(statistics, header)
+    if "warning" in manifest:
+        text += f"\n\nwarning: {manifest['warning']}"
     if manifest["quarantined"]:
         with (root / "quarantine.parquet").open("rb") as file:
             reasons = Counter(reason.split(":")[0] for reason in pq.read_table(file)["reason"].to_pylist())

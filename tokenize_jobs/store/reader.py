@@ -7,6 +7,7 @@ object store the rows are fetched that a batch asks for (`remote_rows.py`).
 """
 
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,8 @@ from infra.seeding import stream
 from infra.storage import is_local, location, read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.remote_rows import RemoteRows, fetch
-from tokenize_jobs.store.shards import MANIFEST, Layout, to_moments
+from tokenize_jobs.store.shards import MANIFEST, columns_of, to_values
+from tokenize_jobs.tokens import TokenKind, read_kind
 
 _OPENING = 16
 """Remote shards whose footers and labels are read at the same time."""
@@ -33,7 +35,7 @@ class Batch:
     """Images of one training step on one worker."""
 
     latents: np.ndarray
-    """float32 (B, C, h, w), one draw from each posterior, scaled."""
+    """float32 (B, C, h, w), as the kind of token draws them, scaled."""
     labels: np.ndarray
     """int64 (B,)."""
 
@@ -51,14 +53,14 @@ class LatentStore:
             self.manifest: dict[str, Any] = read_json(self.root / MANIFEST)
         except FileNotFoundError:
             raise InputError(f"latents {self.root}: no {MANIFEST}; tokenize first, or give a finished store") from None
-        self.layout = Layout(**self.manifest["layout"])
-        self.latent_scale: float = self.manifest["latent_scale"]
+        self.kind = read_kind(self.manifest["layout"])
+        self.latent_scale = self.kind.scale(self.manifest)
         cache = cache or Path(tempfile.gettempdir()) / "mar-latents"
         with ThreadPoolExecutor(_OPENING) as pool:
             shards = self.manifest["shards"]
-            opened = pool.map(lambda shard: _row_groups(self.root, shard, self.layout, cache, heldout), shards)
+            opened = pool.map(lambda shard: _row_groups(self.root, shard, self.kind, cache, heldout), shards)
             groups = [group for shard_groups in opened for group in shard_groups]
-        self._moments = [(group.moments, group.moments_flip) for group in groups]
+        self._values = [group.values for group in groups]
         self._starts = np.cumsum([0, *(len(group.labels) for group in groups)])
         labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
         self._rows = np.flatnonzero(~np.concatenate([group.is_held for group in groups]))
@@ -74,13 +76,13 @@ class LatentStore:
         """Return the number of images."""
         return len(self.labels)
 
-    def moments(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Return moments float16 (B, 2C or C, h, w) of the images `indices` (B,), mirrored where `flips` (B,)."""
-        out = np.empty((len(indices), *self.layout.shape), np.float16)
+    def stored(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        """Return what is stored (B, *kind.shape) of the images `indices` (B,), mirrored where `flips` (B,)."""
+        out = np.empty((len(indices), *self.kind.shape), self.kind.dtype)
         stored = self._rows[indices]
         groups = np.searchsorted(self._starts, stored, side="right") - 1
         rows = stored - self._starts[groups]
-        columns = [self._moments[group][flip] for group, flip in zip(groups.tolist(), flips.tolist(), strict=True)]
+        columns = [self._values[group][flip] for group, flip in zip(groups.tolist(), flips.tolist(), strict=True)]
         wanted = list(zip(columns, rows.tolist(), strict=True))
         fetch((column, row) for column, row in wanted if isinstance(column, RemoteRows))
         for position, (column, row) in enumerate(wanted):
@@ -92,13 +94,8 @@ class LatentStore:
         epochs_offsets = [divmod(position, len(self)) for position in positions]
         indices = np.array([_epoch_order(seed, epoch, len(self))[offset] for epoch, offset in epochs_offsets])
         draws = [stream("posterior", seed, position) for position in positions]
-        moments = self.moments(indices, np.array([random.integers(2) for random in draws]))
-        latents = moments[:, : self.layout.channels].astype(np.float32)
-        if not self.layout.deterministic:
-            deviation = np.exp(0.5 * moments[:, self.layout.channels :].astype(np.float32).clip(-30, 20))
-            noise = np.stack([random.standard_normal(latents.shape[1:], dtype=np.float32) for random in draws])
-            latents += deviation * noise
-        return Batch(latents * np.float32(self.latent_scale), self.labels[indices])
+        stored = self.stored(indices, np.array([random.integers(2) for random in draws]))
+        return Batch(self.kind.draw(stored, draws) * np.float32(self.latent_scale), self.labels[indices])
 
 
 @lru_cache(maxsize=2)
@@ -110,12 +107,12 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class _RowGroup:
     labels: np.ndarray
     is_held: np.ndarray
-    moments: np.ndarray | RemoteRows
-    moments_flip: np.ndarray | RemoteRows
+    values: Sequence[np.ndarray | RemoteRows]
+    """Of the images, and of their mirror images."""
 
 
-def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path, heldout: Heldout) -> list[_RowGroup]:
-    """Open a shard: labels read, moments mapped or to be fetched, each one plain page of fixed-size values."""
+def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path, heldout: Heldout) -> list[_RowGroup]:
+    """Open a shard: labels read, values mapped or to be fetched, each one plain page of fixed-size values."""
     path = root / "shards" / f"{shard['name']}.parquet"
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
         raise InputError(f"{path}: missing or not {shard['bytes']} bytes long; run `mar latents {root} --verify`")
@@ -127,25 +124,25 @@ def _row_groups(root: UPath, shard: dict[str, Any], layout: Layout, cache: Path,
         for number in range(file.num_row_groups):
             meta = file.metadata.row_group(number)
             columns = []
-            for name in ("moments", "moments_flip"):
-                offset = _plain_values(meta.column(names.index(name)), meta.num_rows, layout)
+            for name in columns_of(kind):
+                offset = _plain_values(meta.column(names.index(name)), meta.num_rows, kind)
                 if offset is None:  # written by other software: read it, do not map it
-                    columns.append(to_moments(file.read_row_group(number, [name])[name], layout))
+                    columns.append(to_values(file.read_row_group(number, [name])[name], kind))
                 elif is_local(path):
-                    columns.append(np.memmap(str(path), np.float16, "r", offset, (meta.num_rows, *layout.shape)))
+                    columns.append(np.memmap(str(path), kind.dtype, "r", offset, (meta.num_rows, *kind.shape)))
                 else:
                     kept = cache / f"{shard['sha256'][:16]}.{number}.{name}"
-                    columns.append(RemoteRows(path, offset, meta.num_rows, layout, kept))
+                    columns.append(RemoteRows(path, offset, meta.num_rows, kind, kept))
             table = file.read_row_group(number, ["key", "label"] if heldout.share else ["label"])
             keys = table["key"].to_pylist() if heldout.share else []
             is_held = np.array([heldout.holds(shard["name"], key) for key in keys] or [False] * meta.num_rows, bool)
-            groups.append(_RowGroup(table["label"].to_numpy(), is_held, *columns))
+            groups.append(_RowGroup(table["label"].to_numpy(), is_held, columns))
     return groups
 
 
-def _plain_values(column: Any, rows: int, layout: Layout) -> int | None:  # noqa: ANN401
+def _plain_values(column: Any, rows: int, kind: TokenKind) -> int | None:  # noqa: ANN401
     """Return where the values at the end of an uncompressed column chunk begin, or None if it is laid out otherwise."""
-    header = column.total_compressed_size - rows * layout.bytes
+    header = column.total_compressed_size - rows * kind.bytes
     if column.compression != "UNCOMPRESSED" or column.has_dictionary_page or not 0 < header < 256:
         return None
     return column.data_page_offset + header

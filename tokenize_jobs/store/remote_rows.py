@@ -10,24 +10,24 @@ import numpy as np
 from upath import UPath
 
 from infra.errors import InputError
-from tokenize_jobs.store.shards import Layout
+from tokenize_jobs.tokens import TokenKind
 
 
 class RemoteRows:
-    """The moments (rows, 2C or C, h, w) of a remote row group; only fetched rows hold their values."""
+    """The values (rows, *kind.shape) of a remote row group; only fetched rows hold their values."""
 
-    def __init__(self, remote: UPath, offset: int, rows: int, layout: Layout, kept: Path) -> None:
+    def __init__(self, remote: UPath, offset: int, rows: int, kind: TokenKind, kept: Path) -> None:
         """Stand for `rows` consecutive rows from byte `offset` of `remote`, kept in the file `kept`."""
-        self.remote, self.offset, self.row_bytes, self.kept = remote, offset, layout.bytes, kept
+        self.remote, self.offset, self.row_bytes, self.kept = remote, offset, kind.bytes, kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with kept.open("ab") as file:
-            file.truncate(rows * (layout.bytes + 1))  # sparse: the values, then a flag for each row
+            file.truncate(rows * (kind.bytes + 1))  # sparse: the values, then a flag for each row
         mapped = np.memmap(kept, np.uint8, "r")
-        self._values = mapped[: rows * layout.bytes].view(np.float16).reshape(rows, *layout.shape)
-        self._fetched = mapped[rows * layout.bytes :]
+        self._values = mapped[: rows * kind.bytes].view(kind.dtype).reshape(rows, *kind.shape)
+        self._fetched = mapped[rows * kind.bytes :]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return the moments of a fetched row."""
+        """Return the values of a fetched row."""
         return self._values[row]
 
     def has(self, row: int) -> bool:

@@ -1,4 +1,4 @@
-"""Continuous tokenizers, one file a kind: images <-> moments of a latent posterior.
+"""Tokenizers, one file a kind: images <-> tokens.
 
 `load(kind, path)` is the one door; `Tokenizer` the interface that encoding and decoding rely on.
 """
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from infra.errors import InputError
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.tokens import Grid, TokenKind, gaussian, plain
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
     from torch import Tensor
 
 
 class Tokenizer(Protocol):
-    """Encodes images (B, 3, H, W) in [-1, 1] to moments (B, 2C or C, H/stride, W/stride), and decodes latents."""
+    """Encodes images (B, 3, H, W) in [-1, 1] to what its kind of token stores of them, and decodes what it draws."""
 
     stride: int
-    channels: int
-    deterministic: bool
-    """Moments are means alone: nothing to sample."""
+    tokens: Grid
+    """The kind of token, by the side of the grid."""
 
     def encode(self, images: "Tensor") -> "Tensor":
-        """Return mean and log variance along the channels, or the mean alone if deterministic."""
+        """Return the values (B, *kind.shape) to store."""
 
     def decode(self, latents: "Tensor") -> "Tensor":
-        """Return images in [-1, 1] from unscaled latents (B, C, h, w)."""
+        """Return images in [-1, 1] from unscaled latents (B, C, h, w), as the kind draws them."""
 
     def to(self, device: str) -> "Tokenizer":
         """Move the weights."""
@@ -49,24 +49,24 @@ class Geometry:
 
     stride: int
     """Pixels a side for one of the latents."""
-    channels: int
-    """Channels of the latents."""
+    tokens: Grid
+    """The kind of token, by the side of the grid."""
 
-    def latent_size(self, image_size: int) -> int:
-        """Return the side of the latents. Raises InputError unless the stride divides the image size."""
+    def of_image(self, image_size: int) -> TokenKind:
+        """Return what an image of this size becomes. Raises InputError unless the stride divides the size."""
         if image_size % self.stride:
             below = image_size // self.stride * self.stride
             raise InputError(
                 f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; the "
                 f"nearest sizes are {below} and {below + self.stride}."
             )
-        return image_size // self.stride
+        return self.tokens(image_size // self.stride)
 
 
 def geometry(config: PretrainedTokenizer | FitTokenizer) -> Geometry:
-    """Return stride and channels of a tokenizer without reading its weights. Raises InputError naming the file."""
+    """Return what a tokenizer makes of images without reading its weights. Raises InputError naming the file."""
     if isinstance(config, FitTokenizer):
-        return Geometry(config.stride, config.channels)
+        return Geometry(config.stride, gaussian(config.channels))
     return _GEOMETRIES[config.kind](config.path)
 
 
@@ -136,7 +136,7 @@ def _geometry_of_diffusers(path: str) -> Geometry:
     file = Path(path).expanduser() / "config.json"
     try:
         found = json.loads(file.read_text())
-        return Geometry(2 ** (len(found["block_out_channels"]) - 1), int(found["latent_channels"]))
+        return Geometry(2 ** (len(found["block_out_channels"]) - 1), gaussian(int(found["latent_channels"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the config of a diffusers AutoencoderKL ({error!r})") from None
 
@@ -145,17 +145,17 @@ def _geometry_of_fitted(path: str) -> Geometry:
     file = Path(path).expanduser() / "tokenizer.json"
     try:
         found = json.loads(file.read_text())
-        return Geometry(int(found["stride"]), int(found["channels"]))
+        return Geometry(int(found["stride"]), gaussian(int(found["channels"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 
 
 _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
-    "kl16": lambda _: Geometry(16, 16),
+    "kl16": lambda _: Geometry(16, gaussian(16)),
     "diffusers": _geometry_of_diffusers,
-    "taef2": lambda _: Geometry(8, 32),
+    "taef2": lambda _: Geometry(8, plain(32)),
     "fitted": _geometry_of_fitted,
-    "pixels": lambda _: Geometry(1, 3),
+    "pixels": lambda _: Geometry(1, plain(3)),
 }
 _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "kl16": _load_kl16,

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from infra.errors import InputError
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
+from tokenize_jobs.tokens import gaussian
 
 
 class KLTokenizer:
     """Encodes to (mean, log variance) of a Gaussian posterior."""
 
-    deterministic = False
-
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
-        self.channels = vae.config.latent_channels
+        self.tokens = gaussian(vae.config.latent_channels)
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.inference_mode()

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenize_jobs.tokens import plain
+
 
 def from_uint8(images: np.ndarray, device: str = "cpu") -> Tensor:
     """Return images uint8 (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1]."""
@@ -19,7 +21,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 class Pixels:
     """Stride 1, 3 channels, deterministic: the paper's pixel-space experiment, with patches as tokens."""
 
-    stride, channels, deterministic = 1, 3, True
+    stride, tokens = 1, staticmethod(plain(3))
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the images (B, 3, H, W)."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from infra.errors import InputError
 from infra.storage import write_atomic, write_json
 from tokenize_jobs.tokenizers.weights import read_weights
+from tokenize_jobs.tokens import gaussian
 
 _WEIGHTS, _SHAPE = "tokenizer.safetensors", "tokenizer.json"
 
@@ -53,11 +54,9 @@ def _conv(into: int, out: int) -> nn.Conv2d:
 class SmallKL(nn.Module):
     """Encodes to (mean, log variance) of a Gaussian posterior."""
 
-    deterministic = False
-
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape, self.stride, self.channels = shape, shape.stride, shape.channels
+        self.shape, self.stride, self.tokens = shape, shape.stride, gaussian(shape.channels)
         fold, width, depth = shape.stride // 2, shape.width, shape.depth
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(fold), _conv(3 * fold**2, width), *_blocks(width, depth),

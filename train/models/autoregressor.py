@@ -22,7 +22,7 @@ class Autoregressor(nn.Module):
         self.fake_latent = nn.Parameter(torch.empty(1, width))
         self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, config.num_tokens, condition_width))
         self.class_emb = nn.Embedding(config.num_classes, width)
-        self.z_proj = nn.Linear(config.token_channels, width)
+        self.z_proj = config.tokens.embedding(config.token_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
         self.head = config.head.build(config.token_channels, condition_width)
 

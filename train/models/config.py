@@ -1,14 +1,16 @@
 """What a model is: its architecture, the published ones among them, and its fit to the data. Imports not even torch."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from train.models.heads import DiffusionHead, Head
+from train.models.tokens import ContinuousTokens, Tokens
 from train.models.trunks import MaskedTrunk, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a recipe chooses of an autoregressive model on continuous tokens. Defaults: the published trunk of MAR-B."""
+    """What a recipe chooses of an autoregressive model. Defaults: the published trunk of MAR-B."""
 
     trunk: Trunk = field(default_factory=MaskedTrunk)
     """What comes next: the network that turns the tokens known so far into conditions."""
@@ -19,10 +21,9 @@ class Architecture:
     label_drop: float = 0.1
     """Share of training images whose class is replaced by the null class: what guidance needs."""
 
-    def on(self, *, latent_size: int, latent_channels: int, num_classes: int) -> "Model":
-        """Return the model of this architecture on these latents and classes."""
-        chosen = {item.name: getattr(self, item.name) for item in fields(Architecture)}
-        return Model(**chosen, latent_size=latent_size, latent_channels=latent_channels, num_classes=num_classes)
+    def on(self, **data: Any) -> "Model":  # noqa: ANN401
+        """Return the model of this architecture on data with these fields of `Model`."""
+        return Model(**{item.name: getattr(self, item.name) for item in fields(Architecture)}, **data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Model(Architecture):
     """Channels of the latents."""
     num_classes: int
     """Class labels 0..num_classes-1."""
+    tokens: Tokens = field(default_factory=ContinuousTokens)
+    """What a token is."""
 
     @property
     def num_tokens(self) -> int:
@@ -45,6 +48,23 @@ class Model(Architecture):
     def token_channels(self) -> int:
         """C, numbers in a token."""
         return self.latent_channels * self.patch_size**2
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the flag of a field of the architecture, unless all fits together."""
+        if self.latent_size % self.patch_size:
+            raise ValueError(
+                f"patch-size {self.patch_size} does not divide the size of the latents, {self.latent_size}"
+            )
+        self.tokens.check(self.patch_size)
+        try:
+            self.trunk.check()
+        except ValueError as error:
+            raise ValueError(f"trunk.{error}") from None
+        if self.head.draws != self.tokens.form:
+            raise ValueError(
+                f"head.kind {self.head.kind}: this head draws {self.head.draws}, but the tokenizer makes "
+                f"{self.tokens.form}"
+            )
 
 
 def trunk(width: int, depth: int, heads: int) -> MaskedTrunk:

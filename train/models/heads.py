@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from train.models.tokens import Form
+
 if TYPE_CHECKING:
     from train.models.head import TokenHead
 
@@ -46,6 +48,7 @@ class DiffusionHead:
     """Residual blocks of the head's MLP."""
     batch_mul: int = 4
     """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
+    draws: ClassVar[Form] = "continuous tokens"
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
         """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
@@ -78,6 +81,7 @@ class FlowHead:
     """Residual blocks of the head's MLP."""
     batch_mul: int = 4
     """Draws of (time, noise) for each token in each training step."""
+    draws: ClassVar[Form] = "continuous tokens"
     solvers: ClassVar[tuple[Solver, ...]] = ("ancestral", "ddim")
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
@@ -110,6 +114,7 @@ class MixtureHead:
     """A mixture of Gaussians for each token (GIVT, arXiv 2312.02116)."""
     components: int = 16
     """Gaussians in the mixture of a token."""
+    draws: ClassVar[Form] = "continuous tokens"
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
         """Return the network for tokens of so many channels, given conditions (N, condition_width)."""

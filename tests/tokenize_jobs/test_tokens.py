@@ -1,0 +1,89 @@
+"""Kinds of tokens: what the store keeps of each is read back equal, and its statistics are those of the values."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.storage import location
+from tokenize_jobs.store.audit import describe, verify
+from tokenize_jobs.store.reader import LatentStore
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from tokenize_jobs.tokens import Codes, GaussianLatents, PlainLatents, read_kind
+
+KINDS = [GaussianLatents(4, 3, 2), PlainLatents(4, 3, 2), Codes(200, 3, 2), Codes(257, 3, 2), Codes(16384, 3, 2)]
+PROVENANCE = {
+    "tokenizer": {"kind": "k", "weights": "w"}, "image_size": 3, "classes": ["a"],
+    "source": {"format": "webdataset", "shards": 2, "digest": "d" * 64, "bytes": 1},
+}  # fmt: skip
+
+
+def stored(kind, root, values):
+    """Write values (2, N, *shape) as two shards."""
+    half = values.shape[1] // 2
+    for name, rows in (("a", slice(0, half)), ("b", slice(half, None))):
+        first, mirrored = values[0, rows], values[1, rows]
+        keys = [f"k{i}" for i in range(len(first))]
+        commit_shard(root, name, to_table(kind, keys, [0] * len(first), first, mirrored), kind, [])
+    return publish(root, ["a", "b"], kind, PROVENANCE)
+
+
+def some(kind, count):
+    random = np.random.default_rng(0)
+    if isinstance(kind, Codes):
+        return random.integers(kind.codebook_size, size=(2, count, *kind.shape)).astype(kind.dtype)
+    return random.standard_normal((2, count, *kind.shape)).astype(kind.dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_kind_is_read_back_from_its_layout(kind):
+    assert read_kind(kind.described()) == kind
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_values_of_every_kind_are_read_back_equal_and_mapped(kind, tmp_path):
+    root, values = location(tmp_path), some(kind, 50)
+    stored(kind, root, values)
+    opened = LatentStore(root)
+    order, flips = np.random.default_rng(1).permutation(50), np.arange(50) % 2
+    found = opened.stored(order, flips)
+    assert found.dtype == kind.dtype
+    assert np.array_equal(found, values[flips, order])
+    assert all(isinstance(column, np.memmap) for pair in opened._values for column in pair)
+    assert kind.told() in describe(root)
+    assert verify(root) == 2
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65537, "uint32")])
+def test_codes_are_kept_in_the_smallest_integers_that_hold_them(size, dtype):
+    assert Codes(size, 1, 1).dtype == np.dtype(dtype)
+
+
+def test_codes_have_a_column_of_their_own_and_no_scale(tmp_path):
+    kind, root = Codes(300, 3, 2), location(tmp_path)
+    values = some(kind, 40)
+    manifest = stored(kind, root, values)
+    assert pq.read_schema(str(root / "shards" / "a.parquet")).names == ["key", "label", "codes", "codes_flip"]
+    assert not {"latent_scale", "channel_mean"} & set(manifest)
+    batch = LatentStore(root).batch(0, range(40)).latents
+    assert batch.dtype == np.float32
+    assert batch.shape == (40, 1, 3, 2)
+    assert {image.tobytes() for image in batch[:, 0].astype(np.uint16)} <= {
+        image.tobytes() for image in values.reshape(-1, 3, 2)
+    }
+
+
+def test_usage_and_perplexity_are_those_of_the_codes(tmp_path):
+    kind = Codes(8, 2, 2)
+    values = np.array([0, 1, 1, 3] * 2 * 6, np.uint8).reshape(2, 6, 2, 2)
+    manifest = stored(kind, location(tmp_path), values)
+    assert manifest["codebook_usage"] == pytest.approx(3 / 8)
+    assert manifest["codebook_perplexity"] == pytest.approx(np.exp(-(0.5 * np.log(0.25) + 0.5 * np.log(0.5))))
+    assert kind.warning(manifest) == ""
+
+
+def test_collapsed_codebook_is_told(tmp_path):
+    kind, root = Codes(300, 2, 2), location(tmp_path)
+    manifest = stored(kind, root, np.zeros((2, 6, 2, 2), kind.dtype))
+    assert manifest["codebook_perplexity"] == pytest.approx(1)
+    assert "collapsed: 0.3% of its 300 codes" in manifest["warning"]
+    assert manifest["warning"] in describe(root)

@@ -1,0 +1,39 @@
+"""What a token is, one file a kind; nothing outside asks which one it is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tokenize_jobs.tokens.codes import Codes
+from tokenize_jobs.tokens.gaussian import GaussianLatents
+from tokenize_jobs.tokens.kind import TokenKind
+from tokenize_jobs.tokens.plain import PlainLatents
+
+Grid = Callable[[int], TokenKind]
+"""The kind of token on a square grid, by its side."""
+_KINDS: Mapping[str, type[TokenKind]] = {"codes": Codes}
+
+
+def read_kind(described: Mapping[str, Any]) -> TokenKind:
+    """Return the kind of token that a manifest's layout describes.
+
+    Layouts of the first stores name none: they are continuous, with or without a posterior.
+    """
+    fields = dict(described)
+    if (named := fields.pop("kind", None)) is not None:
+        return _KINDS[named](**fields)
+    return (PlainLatents if fields.pop("deterministic") else GaussianLatents)(**fields)
+
+
+def plain(channels: int) -> Grid:
+    """Return the kind of plain latents of so many channels."""
+    return lambda side: PlainLatents(channels, side, side)
+
+
+def gaussian(channels: int) -> Grid:
+    """Return the kind of latents of so many channels with a Gaussian posterior."""
+    return lambda side: GaussianLatents(channels, side, side)
+
+
+def codes(codebook_size: int) -> Grid:
+    """Return the kind of codes of a codebook of so many vectors."""
+    return lambda side: Codes(codebook_size, side, side)
