@@ -21,14 +21,14 @@ from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
-from tokenize_jobs.sources.listing import ImageFiles, Listing, scan_images
+from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from tokenize_jobs.sources.survey import survey
 from tokenize_jobs.tokenizers import geometry
 from train.models.config import Model
 from tune.config import SamplingSweep
 
 GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
 """Operations a second of a GPU in bf16, and of a processor of two cores in float32."""
-_BYTES_AN_IMAGE = 110_000  # ImageNet's own mean
 _KL_OPERATIONS = 0.276e12 / 256**2  # encoder of KL-16, an image and its mirror, by pixel
 _WORK = {"train_steps", "images", "seed", "lr", "warmup_steps"}
 _BYTES_A_WEIGHT = 6 * 4  # weights, their average, and both with AdamW's two moments to go on from
@@ -167,21 +167,13 @@ def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:
 
 
 def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
-    """Return how many pictures there are: as recorded, else by their bytes."""
+    """Return how many pictures there are: as recorded, else counted, or by the mean size of a sample."""
     for name in ("latents", "pictures"):
         if name in steps and (artifact := steps[name].find()) is not None:
             return artifact.result.images
     if not isinstance(recipe.images, ImageFiles):
         return None
-    listed = scan_images(recipe.images).all
-    return counted_images(listed) or round(listed.total_bytes / _BYTES_AN_IMAGE)
-
-
-def counted_images(listing: Listing) -> int | None:
-    """Return how many pictures there are where each is a file of its own, else None."""
-    if listing.format not in ("folder", "flat"):
-        return None
-    return sum(len(shard.files) for shard in listing.shards)
+    return survey(scan_images(recipe.images).all).images
 
 
 def kl16_estimate(images: int, size: int, compute: Compute) -> Estimate:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.cluster import Compute
-from infra.console import say
+from infra.console import say, stage
 from infra.errors import InputError, nearest
 from pipeline.deciding import CODE
 from pipeline.flags import Unprefixed, parse
+from pipeline.own_images import SIZES, Budget, Seen, own_recipe, sketch, told
 from pipeline.recipes import Recipe
 from pipeline.target import recipe_at
+from tokenize_jobs.sources.listing import ImageFiles, scan_images
 
 if TYPE_CHECKING:
     from pipeline.steps import Finished
@@ -30,17 +32,53 @@ class Run:
     """Say what would be made, with estimated hours and bytes, and make nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnRun(Run):
+    """Images of your own: the pictures and the budget decide what no flag says."""
+
+    budget: Budget = "hour"
+    """How long it should take, which decides model and training: on a processor, or above 128 px on a GPU."""
+
+
 def chosen_run(command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at) -> Run:
     """Return the `recipe` of the first word with its overrides, where to run it, and what to make anew.
 
     Raises InputError for a step that there is not.
     """
-    chosen = parse(Run(recipe=recipe(words[0])), words[1:], f"mar {command} {words[0]}")
+    prog = f"mar {command} {words[0]}"
+    chosen = _own_run(words, prog) if words[0] in SIZES else parse(Run(recipe=recipe(words[0])), words[1:], prog)
     if unknown := set(chosen.again) - set(CODE):
         raise InputError(
             f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
         )
     return chosen
+
+
+def _own_run(words: list[str], prog: str) -> OwnRun:
+    """Return the run whose recipe follows from the pictures and the budget, with what the flags say over it."""
+    begun = parse(OwnRun(recipe=sketch(words[0])), words[1:], prog)
+    return parse(OwnRun(recipe=own_images(begun.recipe, begun.budget)), words[1:], prog)
+
+
+def own_images(begun: Recipe, budget: Budget) -> Recipe:
+    """Look at the pictures of a recipe that says little else, and return it whole; says what was chosen, and why.
+
+    Raises InputError for pictures or a tokenizer that are not given, or not there.
+    """
+    if not isinstance(begun.images, ImageFiles) or not begun.images.path:
+        raise InputError(f"{begun.name}: where are the pictures? Give --images.path.")
+    from tokenize_jobs.sources.survey import survey  # Pillow and numpy: not for those who want the flags
+
+    listed, size = scan_images(begun.images).all, begun.tokenize.image_size
+    found = survey(listed)
+    seen = Seen(found.images, len(listed.classes))
+    recipe = own_recipe(begun, budget, seen)
+    sides = f", {found.smaller(size):.0%} of them smaller than {size} px" if found.smaller(size) else ""
+    about = "" if found.is_exact else "about "
+    stage("recipe", f"{about}{seen.images:,} pictures, {seen.classes} classes; {found.opened} opened{sides}")
+    for line in told(recipe, budget, seen):
+        stage("recipe", line)
+    return recipe
 
 
 def make_until(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.errors import InputError, nearest
 from infra.from_json import from_json
+from pipeline.own_images import SIZES
 from pipeline.recipes import RECIPES, Recipe, given_model, own_images
 
 
@@ -26,9 +27,11 @@ def recipe_at(word: str) -> Recipe:
     if not is_path(word):
         if word in RECIPES:
             return RECIPES[word]()
+        if word in SIZES:
+            raise InputError(f"{word} follows from pictures and budget: give an artifact.json that was made by it")
+        names = [*RECIPES, *SIZES]
         raise InputError(
-            f"unknown recipe '{word}'.{nearest(word, RECIPES)} There are: {', '.join(RECIPES)}. "
-            f"A path has a '/': ./{word}"
+            f"unknown recipe '{word}'.{nearest(word, names)} There are: {', '.join(names)}. A path has a '/': ./{word}"
         )
     return _saved(word) if word.endswith(".json") else own_images(word)
 

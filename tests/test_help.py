@@ -13,9 +13,9 @@ from pipeline.commands.export import Export
 from pipeline.commands.import_ import Import
 from pipeline.commands.latents import Latents
 from pipeline.commands.prune import Prune
-from pipeline.commands.sample import Draw
+from pipeline.commands.sample import Draw, OwnDraw
 from pipeline.commands.ui import UI
-from pipeline.make import Run
+from pipeline.make import OwnRun, Run
 from pipeline.recipes import Recipe
 
 LEANING = {"its", "of", "on", "in", "after", "among", "the same", "they"}
@@ -35,7 +35,7 @@ def classes_below(kind, found):
 
 
 CLASSES: list[type] = []
-for root in (Recipe, Compute, Run, Draw, UI, Latents, Import, Export, Prune):
+for root in (Recipe, Compute, Run, OwnRun, Draw, OwnDraw, UI, Latents, Import, Export, Prune):
     classes_below(root, CLASSES)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from infra.console import say
 from pipeline.flags import parse
+from pipeline.own_images import SIZES
 from pipeline.recipes import RECIPES
 
 
@@ -17,3 +18,5 @@ def main(words: list[str]) -> None:
     parse(Recipes(), words, "mar recipes")
     for name, recipe in RECIPES.items():
         say(f"{name:22} {(recipe.__doc__ or '').splitlines()[0]}")
+    for name, size in SIZES.items():
+        say(f"{name:22} Your own images (`--images.path`) at {size} px, within a `--budget`: minutes, hour or day.")

@@ -23,11 +23,14 @@ from infra.errors import InputError
 from infra.from_json import from_json
 from infra.storage import local_root
 from pipeline.flags import parse
+from pipeline.make import own_images
+from pipeline.own_images import SIZES, Budget, sketch
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.sources.listing import ImageFiles
 from train.card import is_model_directory
 
 
@@ -65,6 +68,16 @@ class Draw:
     """Where the recipe's artifacts are."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnDraw(Draw):
+    """Which images to draw of a recipe for your own images, and how."""
+
+    images: ImageFiles = field(default_factory=ImageFiles)
+    """The pictures that the recipe was run with."""
+    budget: Budget = "hour"
+    """The budget that the recipe was run with."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model directory, its tokenizer, and how it samples unless told otherwise."""
@@ -77,11 +90,23 @@ class Subject:
 def main(words: list[str]) -> None:
     """Draw the images and say where they are."""
     target = words[0]
-    recipe = recipe_at(target) if is_recipe(target) else None
-    default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
+    if target in SIZES:
+        recipe = _own(target, words[1:])
+        default: Draw = OwnDraw(sampling=recipe.evaluate.generate.sampling)
+    else:
+        recipe = recipe_at(target) if is_recipe(target) else None
+        default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
     subject = _subject(target, recipe, parse(default, words[1:], f"mar sample {target}"))
     options = parse(replace(default, sampling=subject.sampling), words[1:], f"mar sample {target}")
     say(draw(subject, options))
+
+
+def _own(name: str, words: list[str]) -> Recipe:
+    """Return the recipe for the pictures and the budget that the flags name."""
+    options, begun = parse(OwnDraw(), words, f"mar sample {name}"), sketch(name)
+    given = options.tokenizer.path or options.tokenizer.kind == "pixels"
+    tokenizer = options.tokenizer if given else begun.tokenizer
+    return own_images(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
 
 
 def draw(subject: Subject, options: Draw) -> str:

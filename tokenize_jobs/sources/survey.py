@@ -1,0 +1,121 @@
+"""A look at a source of pictures before anything is made of it: how many, and what a seeded sample of them is like.
+
+Single files and Parquet tables tell their number; that of tars is by the mean size of the pictures opened.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from infra.seeding import stream
+from infra.storage import location
+from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import read_shard
+from tokenize_jobs.sources.shard import Sample, Shard
+
+_MOST_SHARDS, _MOST_FOOTERS, _AT_ONCE = 16, 1024, 16
+_TAR_BYTES = 3.5 * 512  # around a picture and in its .cls: two headers, a block, half a block to fill the last
+SINGLE_FILES = ("folder", "flat")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds, as far as a sample of it tells."""
+
+    images: int
+    is_exact: bool
+    """The pictures were counted, not estimated."""
+    opened: int
+    sides: tuple[int, ...]
+    """Shorter side of each picture that could be decoded."""
+    faults: Counter[str]
+    """Reasons to quarantine the others."""
+    labels: Counter[int]
+    crops: tuple[np.ndarray, ...]
+    """Some of them, uint8 (size, size, 3)."""
+
+    def smaller(self, size: int) -> float:
+        """Return the share of the decoded pictures whose shorter side has fewer pixels than `size`."""
+        return sum(side < size for side in self.sides) / max(len(self.sides), 1)
+
+
+def survey(listing: Listing, most: int = 256, seed: int = 0, crops: int = 0, size: int = 128) -> Survey:
+    """Open up to `most` pictures, evenly from seeded shards; keep `crops` of them, `size` pixels a side.
+
+    Raises what the storage raises.
+    """
+    samples = list(islice(_sample(listing, most, seed), most))
+    sides, kept = list[int](), list[np.ndarray]()
+    faults, labels = Counter[str](), Counter[int]()
+    for sample in samples:
+        try:
+            image = _decoded(sample)
+        except BadImage as error:
+            faults[str(error)] += 1
+            continue
+        sides.append(min(image.size))
+        labels[int(sample.label)] += 1
+        if len(kept) < crops:
+            kept.append(centre_crop(image, size))
+    exact = counted(listing)
+    images = _counted_by_bytes(listing, samples) if exact is None else exact
+    return Survey(images, exact is not None, len(samples), tuple(sides), faults, labels, tuple(kept))
+
+
+def _decoded(sample: Sample) -> Image.Image:
+    if sample.fault:
+        raise BadImage(sample.fault)
+    return decode(sample.content)
+
+
+def counted(listing: Listing) -> int | None:
+    """Return how many pictures there are where the files tell: one a file, or rows in a table's footer. Else None."""
+    if listing.format in SINGLE_FILES:
+        return sum(len(shard.files) for shard in listing.shards)
+    if listing.format != "parquet" or len(listing.shards) > _MOST_FOOTERS:
+        return None
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return sum(pool.map(lambda shard: _rows(listing, shard), listing.shards))
+
+
+def _rows(listing: Listing, shard: Shard) -> int:
+    """Return the rows of a table; none of one whose footer is damaged."""
+    import pyarrow.parquet as pq
+
+    with (location(listing.root) / shard.files[0]).open("rb") as file:
+        try:
+            return pq.ParquetFile(file).metadata.num_rows
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) is not None:  # the storage failed, not the table
+                raise
+            return 0
+
+
+def _counted_by_bytes(listing: Listing, samples: list[Sample]) -> int:
+    """Return how many pictures of the opened ones' mean size would fill the source."""
+    sizes = [len(sample.content) for sample in samples if sample.content]
+    around = _TAR_BYTES if listing.format == "webdataset" else 0
+    return round(listing.total_bytes / (np.mean(sizes) + around)) if sizes else 0
+
+
+def _sample(listing: Listing, most: int, seed: int) -> Iterator[Sample]:
+    """Yield some `most` samples, evenly from seeded shards."""
+    draws = stream("source-sample", seed)
+    picked = draws.permutation(len(listing.shards))[:_MOST_SHARDS]
+    each = -(-most // len(picked))
+    for index in picked:
+        yield from islice(read_shard(listing, _drawn(listing.shards[index], each, draws)), each)
+
+
+def _drawn(shard: Shard, most: int, draws: np.random.Generator) -> Shard:
+    """Return a shard of single files with `most` of them; another as it is."""
+    if len(shard.files) < 2 or len(shard.files) != len(shard.labels):
+        return shard
+    kept = draws.permutation(len(shard.files))[:most]
+    return replace(shard, files=tuple(shard.files[i] for i in kept), labels=tuple(shard.labels[i] for i in kept))
