@@ -68,10 +68,14 @@ class Sampling:
     max_timestep: int | None = None
     """Start the diffusion at this timestep (0..999) instead of 999, as published; young models need 950."""
     temperature: float = 1.0
-    """Scale of the noise in the diffusion steps."""
+    """Scale of the noise in the diffusion steps; of heads that draw codes, what divides the logits."""
     temperature_on: TemperatureOn = added(default="noise")
     """noise: the temperature scales the noise added in each diffusion step; prediction: it divides the noise that the
     head predicts, which acts on every solver, and a little goes a long way."""
+    top_k: int = added(default=0)
+    """Draw among so many of the likeliest codes; 0 for all. Of heads that draw codes."""
+    top_p: float = added(default=1.0)
+    """Draw among the likeliest codes that hold this share of the probability. Of heads that draw codes."""
     cfg_scale: float = 1.0
     """Scale of classifier-free guidance; 1 is none, and costs half."""
     cfg_schedule: Literal["linear", "constant"] = "linear"
@@ -85,7 +89,7 @@ class Sampling:
         """Return the head's settings in autoregressive step `step` (0-based)."""
         return HeadSampling(
             steps=self.diffusion_steps.at(step, self.ar_steps), solver=self.solver, temperature=self.temperature,
-            temperature_on=self.temperature_on, max_timestep=self.max_timestep,
+            temperature_on=self.temperature_on, max_timestep=self.max_timestep, top_k=self.top_k, top_p=self.top_p,
         )  # fmt: skip
 
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:

@@ -8,7 +8,8 @@ from train.config import Train
 from train.ema import EMA
 from train.models.build import build_model
 from train.models.config import Architecture, trunk
-from train.models.heads import DiffusionHead, FlowHead
+from train.models.heads import CategoricalHead, DiffusionHead, FlowHead
+from train.models.tokens import CodeTokens
 from train.models.trunks import CausalTrunk
 from train.optimizer import Optimization
 from train.step import training_step
@@ -46,6 +47,12 @@ def randomised(config, seed=0):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def small_of_codes(generation="masked", codes=11, **changes):
+    return Architecture(trunk=TRUNKS[generation], head=CategoricalHead(), **changes).on(
+        latent_size=4, latent_channels=1, num_classes=5, tokens=CodeTokens(codebook_size=codes)
+    )
 
 
 ORDER_OF = {"masked": "random", "random-causal": "random", "raster-causal": "raster"}

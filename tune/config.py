@@ -53,6 +53,10 @@ class SamplingSweep:
     """Solvers of the head's process to try."""
     max_timestep: tuple[int, ...] = added(default=())
     """Timesteps to try starting the diffusion at."""
+    top_k: tuple[int, ...] = added(default=())
+    """Numbers of the likeliest codes to draw among, to try."""
+    top_p: tuple[float, ...] = added(default=())
+    """Shares of the probability to draw among, to try."""
     search: Literal["grid", "optuna"] = added(default="grid")
     """grid: every combination, or a random choice of so many trials; optuna: trials chosen for a small distance and few
     seconds an image."""
@@ -77,6 +81,7 @@ class SamplingSweep:
             "diffusion_steps": tuple(DiffusionSteps(first=first, last=last) for first, last in steps),
             "cfg_schedule": self.cfg_schedule, "order": self.order, "solver": self.solver,
             "max_timestep": self.max_timestep, "temperature_on": self.temperature_on,
+            "top_k": self.top_k, "top_p": self.top_p,
         }  # fmt: skip
         return {name: of for name, of in values.items() if of}
 

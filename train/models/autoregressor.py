@@ -24,7 +24,7 @@ class Autoregressor(nn.Module):
         self.class_emb = nn.Embedding(config.num_classes, width)
         self.z_proj = config.tokens.embedding(config.token_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
-        self.head = config.head.build(config.token_channels, condition_width)
+        self.head = config.head.build(config.tokens.size(config.token_channels), condition_width)
 
     def blocks(self, width: int, heads: int, depth: int) -> nn.ModuleList:
         """Return a stack of transformer blocks."""

@@ -1,6 +1,6 @@
 """What every per-token head is to the rest: `TokenHead`; and the guidance of those that evaluate a network.
 
-A head models p(token | condition) of one continuous token. It draws nothing itself: random numbers are arguments.
+A head models p(token | condition) of one token. It draws nothing itself: random numbers are arguments.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,12 @@ class TokenHead(nn.Module):
 
         `draws` hold what the config's `training_draws` names: (M, B, n, ...) where one image's are (M, n, ...).
         """
+        raise NotImplementedError
+
+    def log_density(
+        self, tokens: Tensor, condition: Tensor, null_condition: Tensor | None = None, cfg_scale: float = 1.0
+    ) -> Tensor:
+        """Return log p (N,) of tokens (N, C) given condition (N, D), in nats; only of heads that have a density."""
         raise NotImplementedError
 
     def sampling_draws(self, settings: HeadSampling) -> int:

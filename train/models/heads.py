@@ -34,6 +34,10 @@ class HeadSampling:
     """noise: the temperature scales the noise added; prediction: it divides the predicted noise (diffusion only)."""
     max_timestep: int | None = None
     """Start at this timestep (0..999) instead of 999; lets 5-20 steps work (diffusion only)."""
+    top_k: int = 0
+    """Draw among so many of the likeliest codes; 0 for all (categorical only)."""
+    top_p: float = 1.0
+    """Draw among the likeliest codes that hold this share of the probability (categorical only)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class DiffusionHead:
             raise ValueError("diffusion_steps must be at least 1")
         if settings.temperature_on == "prediction" and settings.temperature <= 0:
             raise ValueError("temperature must be above 0 where it divides the predicted noise")
+        _refuse_filters(settings, self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,8 @@ class FlowHead:
         """Raise ValueError for settings that this head cannot draw tokens with."""
         if settings.steps < 1:
             raise ValueError("diffusion_steps must be at least 1")
-        _refuse_tempered_prediction(settings, "flow")
+        _refuse_tempered_prediction(settings, self.kind)
+        _refuse_filters(settings, self.kind)
         if settings.solver not in self.solvers or settings.max_timestep is not None:
             raise ValueError(
                 f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep: set it to None"
@@ -128,11 +134,46 @@ class MixtureHead:
 
     def check(self, settings: HeadSampling) -> None:
         """Raise ValueError for settings that this head cannot draw tokens with."""
-        _refuse_tempered_prediction(settings, "mixture")
-        if settings.solver != "ancestral" or settings.max_timestep is not None:
-            raise ValueError(
-                "a mixture head runs no process backwards: it takes solver 'ancestral', and no max_timestep"
-            )
+        _refuse_process(settings, self.kind)
+        _refuse_filters(settings, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalHead:
+    """A probability for each code, trained by the cross-entropy."""
+
+    kind: Literal["categorical"] = "categorical"
+    """A probability for each code of a tokenizer that quantizes; the loss is the cross-entropy."""
+    draws: ClassVar[Form] = "codes"
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for `channels` codes, given conditions (N, condition_width)."""
+        from train.models.categorical import Categorical
+
+        return Categorical(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:  # noqa: ARG002
+        """Return nothing: the likelihood is exact."""
+        return {}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot draw tokens with."""
+        _refuse_process(settings, self.kind)
+        if settings.temperature <= 0:
+            raise ValueError("temperature must be above 0, for it divides logits; top_k 1 takes the likeliest code")
+        if settings.top_k < 0 or not 0 < settings.top_p <= 1:
+            raise ValueError("top_k must be 0 or more, and top_p above 0 and at most 1")
+
+
+def _refuse_process(settings: HeadSampling, kind: str) -> None:
+    _refuse_tempered_prediction(settings, kind)
+    if settings.solver != "ancestral" or settings.max_timestep is not None:
+        raise ValueError(f"a {kind} head runs no process backwards: it takes solver 'ancestral', and no max_timestep")
+
+
+def _refuse_filters(settings: HeadSampling, kind: str) -> None:
+    if settings.top_k != 0 or settings.top_p != 1:
+        raise ValueError(f"a {kind} head has no list of codes to choose among: top_k is 0 and top_p is 1")
 
 
 def _refuse_tempered_prediction(settings: HeadSampling, kind: str) -> None:
@@ -140,4 +181,4 @@ def _refuse_tempered_prediction(settings: HeadSampling, kind: str) -> None:
         raise ValueError(f"a {kind} head predicts no noise that a temperature could divide: temperature_on is 'noise'")
 
 
-Head = DiffusionHead | FlowHead | MixtureHead
+Head = DiffusionHead | FlowHead | MixtureHead | CategoricalHead

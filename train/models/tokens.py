@@ -27,6 +27,10 @@ class ContinuousTokens:
 
         return nn.Linear(channels, width)
 
+    def size(self, channels: int) -> int:
+        """Return what a head is built for, of tokens of so many numbers: so many numbers."""
+        return channels
+
     def check(self, patch_size: int) -> None:
         """Take any patch size."""
 
@@ -46,6 +50,10 @@ class CodeTokens:
         from train.models.code_embedding import CodeEmbedding
 
         return CodeEmbedding(self.codebook_size, width)
+
+    def size(self, channels: int) -> int:  # noqa: ARG002
+        """Return what a head is built for: so many codes."""
+        return self.codebook_size
 
     def check(self, patch_size: int) -> None:
         """Raise ValueError, beginning with the field's flag, unless a token is one code."""
