@@ -17,6 +17,8 @@ from infra.errors import InputError, nearest
 T = TypeVar("T")
 Unprefixed = Annotated[T, tyro.conf.arg(name="")]
 """A field whose own fields are flags without its name in front."""
+From = Annotated[T, tyro.conf.arg(name="from")]
+"""A field whose flag is `--from`, which Python keeps for itself."""
 
 
 def parse(default: T, words: Sequence[str], prog: str) -> T:

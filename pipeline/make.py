@@ -57,10 +57,10 @@ def chosen_run(command: str, words: list[str], recipe: Callable[[str], Recipe] =
 def _own_run(words: list[str], prog: str) -> OwnRun:
     """Return the run whose recipe follows from the pictures and the budget, with what the flags say over it."""
     begun = parse(OwnRun(recipe=sketch(words[0])), words[1:], prog)
-    return parse(OwnRun(recipe=own_images(begun.recipe, begun.budget)), words[1:], prog)
+    return parse(OwnRun(recipe=resolved(begun.recipe, begun.budget)), words[1:], prog)
 
 
-def own_images(begun: Recipe, budget: Budget) -> Recipe:
+def resolved(begun: Recipe, budget: Budget) -> Recipe:
     """Look at the pictures of a recipe that says little else, and return it whole; says what was chosen, and why.
 
     Raises InputError for pictures or a tokenizer that are not given, or not there.

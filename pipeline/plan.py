@@ -128,6 +128,8 @@ class Planner:
         if given is not None and isinstance(images, ImageFiles):  # whatever it was trained on, not a share of these
             classes = images.num_classes or len(given.classes)
             images = replace(images, num_classes=classes, heldout_share=0)
+        if self.recipe.latents and isinstance(images, ImageFiles):  # their names are others: no share of them is known
+            images = replace(images, heldout_share=0)
         if isinstance(images, Emoji):
             step = self._add(
                 "pictures", images, {}, lambda out: draw(images, out), PicturesResult, version=2, label="emoji"
@@ -163,6 +165,13 @@ class Planner:
         return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
 
     def _latents(self, source: Source, weights: TokenizerFile) -> None:
+        if self.recipe.latents:
+            from tokenize_jobs.store.audit import require_store
+
+            kind = tokenizers.geometry(self.recipe.tokenizer).of_image(self.image_size)
+            self.given["latents"] = require_store(location(self.recipe.latents), kind, weights, source.classes)
+            return
+
         def make(out: UPath) -> LatentsResult:
             from tokenize_jobs.job.latents_job import tokenize
 
@@ -173,7 +182,7 @@ class Planner:
         self._add("latents", self.recipe.tokenize, inputs, make, LatentsResult, label=label, root=root)
 
     def _checkpoint(self, source: Source) -> None:
-        latents = self._path("latents")
+        latents = location(self.recipe.latents) if self.recipe.latents else self._path("latents")
         progress = Progress("checkpoint", self.recipe.train.train_steps, "steps")
 
         def on_log(line: dict[str, Any]) -> None:
@@ -286,8 +295,3 @@ class Planner:
 
     def _inputs(self, *names: str) -> dict[str, str]:
         return {name: self.steps[name].fingerprint if name in self.steps else self.given[name] for name in names}
-
-
-def local_path(path: UPath) -> Path:
-    """Return a local artifact's path as a pathlib.Path."""
-    return Path(str(path))

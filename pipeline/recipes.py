@@ -47,6 +47,8 @@ class Recipe:
     """How the trained model is measured."""
     tune: NoSweep | SamplingSweep | HeadSweep | FieldSweep = field(default_factory=NoSweep)
     """What is searched: sampling settings, of which the evaluation measures the best, or trainings side by side."""
+    latents: str = where(default="")
+    """Latent store to train on instead of making one; its content is part of every identity."""
     checkpoint: str = where(default="")
     """Directory of a trained model to take instead of training one; its content is part of every identity."""
 

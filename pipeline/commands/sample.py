@@ -23,7 +23,7 @@ from infra.errors import InputError
 from infra.from_json import from_json
 from infra.storage import local_root
 from pipeline.flags import parse
-from pipeline.make import own_images
+from pipeline.make import resolved
 from pipeline.own_images import SIZES, Budget, sketch
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe
@@ -106,7 +106,7 @@ def _own(name: str, words: list[str]) -> Recipe:
     options, begun = parse(OwnDraw(), words, f"mar sample {name}"), sketch(name)
     given = options.tokenizer.path or options.tokenizer.kind == "pixels"
     tokenizer = options.tokenizer if given else begun.tokenizer
-    return own_images(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
+    return resolved(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
 
 
 def draw(subject: Subject, options: Draw) -> str:

@@ -10,10 +10,13 @@ from PIL import Image
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.from_json import from_json
+from infra.storage import location
 from pipeline.plan import Planner
 from pipeline.recipes import Recipe, emoji_32, imagenet_256_mar_b, imagenet_256_mar_l, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from tokenize_jobs.tokens import PlainLatents
 from tune.config import NoSweep
 
 
@@ -125,3 +128,41 @@ def test_every_step_holds_the_recipe_that_plans_it_again(images, tmp_path):
         recipe = from_json(json.dumps(step.recipe), Recipe, name)
         again = Planner(recipe, Compute(out=str(tmp_path))).plan()
         assert again.steps[name].identity == step.identity
+
+
+def store_of(root, kind, classes, tokenizer="pixels", seed=0):
+    values = np.random.default_rng(seed).standard_normal((2, 4, *kind.shape)).astype(kind.dtype)
+    commit_shard(location(root), "a", to_table(kind, list("abcd"), [0, 1, 0, 1], *values), kind, [])
+    source = {"format": "npz", "shards": 1, "digest": "d" * 64, "bytes": 1}
+    publish(location(root), ["a"], kind, {
+        "tokenizer": {"kind": "pixels", "weights": tokenizer}, "image_size": 16, "classes": classes, "source": source,
+    })  # fmt: skip
+    return str(root)
+
+
+def test_store_that_is_given_is_trained_on_and_its_content_identifies_the_checkpoint(images, tmp_path):
+    kind, recipe = PlainLatents(3, 16, 16), imagenet_256_mar_b()
+    stores = [
+        store_of(tmp_path / name, kind, ["cat", "dog"], seed=seed) for name, seed in (("x", 0), ("y", 0), ("z", 1))
+    ]
+    one, same, other = (identities(replace(recipe, latents=store), images, tmp_path) for store in stores)
+    assert "latents" not in one
+    assert one == same
+    assert one["checkpoint"] != other["checkpoint"]
+    assert one["reference"] == other["reference"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "tokenizer", "message"),
+    [
+        (PlainLatents(3, 8, 8), ["cat", "dog"], "pixels", "its latents are"),
+        (PlainLatents(3, 16, 16), ["dog", "cat"], "pixels", r"its classes are .* the recipe's \['cat', 'dog'\]"),
+        (PlainLatents(3, 16, 16), ["cat", "dog"], "0123", "its tokenizer is 0123, the recipe's pixels"),
+    ],
+)
+def test_store_of_something_else_is_refused(images, tmp_path, kind, classes, tokenizer, message):
+    store = store_of(tmp_path / "store", kind, classes, tokenizer)
+    with pytest.raises(InputError, match=message):
+        plan(replace(imagenet_256_mar_b(), latents=store), images, tmp_path)
+    with pytest.raises(InputError, match="no latent store"):
+        plan(replace(imagenet_256_mar_b(), latents=str(tmp_path / "nowhere")), images, tmp_path)

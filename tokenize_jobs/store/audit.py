@@ -1,7 +1,9 @@
 """Describes a latent store, and re-checks every byte of it."""
 
 import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -10,8 +12,9 @@ from upath import UPath
 from infra.console import table
 from infra.errors import InputError
 from infra.storage import read_json
+from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.store.shards import MANIFEST
-from tokenize_jobs.tokens import read_kind
+from tokenize_jobs.tokens import TokenKind, read_kind
 
 
 def describe(root: UPath) -> str:
@@ -73,6 +76,22 @@ def verify(root: UPath) -> int:
             "Delete their records in commits/ and artifact.json, and tokenize again."
         )
     return len(manifest["shards"])
+
+
+def require_store(root: UPath, kind: TokenKind, weights: TokenizerFile, classes: Sequence[str]) -> str:
+    """Return the digest of the store's manifest, 16 digits.
+
+    Raises InputError unless it holds these tokens of this tokenizer, labelled by these classes.
+    """
+    manifest = _manifest(root)
+    for what, own, wanted in (
+        ("latents are", manifest["layout"], kind.described()),
+        ("tokenizer is", manifest["tokenizer"]["weights"], weights.hash),
+        ("classes are", list(manifest["classes"]), list(classes)),
+    ):
+        if own != wanted:
+            raise InputError(f"latents {root}: its {what} {str(own)[:200]}, the recipe's {str(wanted)[:200]}")
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _manifest(root: UPath) -> dict[str, Any]:
