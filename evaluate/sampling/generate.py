@@ -29,6 +29,8 @@ class Generator:
         self.card = read_card(location(model))
         self.model = read_model(location(model), ema=use_ema).to(self.device)
         self.tokenizer = load(weights.kind, weights.path).to(self.device)
+        if self.device == "cuda":
+            self.model.head.compile_sampling()
         self.kind = self.tokenizer.tokens(self.card.model.latent_size)
 
     def labels(self, indices: range) -> torch.Tensor:

@@ -30,7 +30,7 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: Autoregressor,
     labels: Tensor | None,

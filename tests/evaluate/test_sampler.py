@@ -22,7 +22,6 @@ from infra.seeding import stream
 from tests.small_model import HEADS, ORDER_OF, randomised, small
 from tokenize_jobs.tokenizers.pixels import Pixels, to_uint8
 from train.models.build import build_model
-from train.models.diffusion import sampling_tables
 from train.models.heads import HeadSampling
 
 FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), order="raster")
@@ -159,17 +158,43 @@ def test_untrained_model_in_bf16_draws_finite_latents():
     assert latents.dtype == torch.float32
 
 
-def test_sampling_step_compiles_into_one_graph():
+def counted(graphs):
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    return backend
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@torch.no_grad()
+def test_one_compiled_denoising_step_serves_all_steps_token_counts_and_guidance_scales(kind):
+    head, graphs = randomised(small(kind=kind)).head, []
+    eager, compiled = head.denoise, torch.compile(head.denoise, fullgraph=True, dynamic=True, backend=counted(graphs))
+    for rows, steps, scale in ((5, 6, 2.0), (14, 7, 3.5), (9, 4, 1.5)):
+        given_ = (
+            torch.randn(rows, 32),
+            torch.randn(steps, rows, 3),
+            HeadSampling(steps=steps),
+            torch.randn(rows, 32),
+            scale,
+        )
+        head.denoise = compiled
+        drawn = head.sample(*given_)
+        head.denoise = eager
+        torch.testing.assert_close(drawn, head.sample(*given_), rtol=1e-4, atol=1e-4)
+    assert len(graphs) <= 2  # the compiler takes the views without an offset for another case
+
+
+@torch.no_grad()
+def test_autoregressive_step_compiles_into_one_graph():
     model = randomised(small())
-    settings, tables = HeadSampling(steps=5), sampling_tables(5, None, torch.device("cpu"))
     vectors, order = model.class_vectors(torch.arange(4), 4), torch.stack([torch.randperm(16) for _ in range(4)])
 
-    @torch.no_grad()
-    def step(vectors, order, tokens, noise):
-        condition = model.conditions(model.begin(vectors, order), tokens, 4, 7).flatten(0, 1)
-        return model.head.denoise(condition, noise, settings, tables, condition * 0, 2.0)
+    def step(vectors, order, tokens):
+        return model.conditions(model.begin(vectors, order), tokens, 4, 7)
 
-    given = vectors, order, torch.randn(4, 16, 3), torch.randn(5, 12, 3)
+    given = vectors, order, torch.randn(4, 16, 3)
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(*given), step(*given), rtol=1e-4, atol=1e-4)
 

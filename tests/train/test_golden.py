@@ -12,7 +12,7 @@ from tests.small_model import step_loss
 from train.batches import StepInput, TrainingDraws
 from train.models.build import build_model
 from train.models.config import mar_base
-from train.models.diffusion import SamplingTables, TrainingTables, q_sample
+from train.models.diffusion import ReverseStep, SamplingTables, TrainingTables, q_sample
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
 from train.models.patchify import patchify
 from train.models.published import from_published, to_published
@@ -119,8 +119,9 @@ def test_head_ten_step_process_gives_the_recorded_reverse_steps(golden, model):
 def _assert_reverse_steps(tables, indices, output, arrays):
     predicted, fraction = output.chunk(2, -1)
     rows = range(len(indices))
-    steps = [tables.ancestral(indices[r], arrays["x_t"][r], predicted[r], fraction[r]) for r in rows]
-    x0 = [tables.predicted_x0(indices[r], arrays["x_t"][r], predicted[r]) for r in rows]
+    reverse = [ReverseStep(*tables.rows[index].unbind()) for index in indices]
+    x0 = [reverse[r].predicted_x0(arrays["x_t"][r], predicted[r]) for r in rows]
+    steps = [reverse[r].ancestral(arrays["x_t"][r], x0[r], fraction[r]) for r in rows]
     assert_reproduced(torch.stack([mean for mean, _ in steps]), arrays["p_mean"])
     assert_reproduced(torch.stack([2 * deviation.log() for _, deviation in steps]), arrays["p_log_variance"])
     assert_reproduced(torch.stack(x0), arrays["p_pred_xstart"])

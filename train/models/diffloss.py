@@ -1,12 +1,14 @@
 """The Diffusion Loss (Li et al. 2024, section 3): a small diffusion model of each token given its condition."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from train.models.diffusion import SamplingTables, TrainingTables, q_sample, row_losses, sampling_tables
+from train.models.diffusion import ReverseStep, TrainingTables, q_sample, row_losses, sampling_tables
 from train.models.head import Guidance, HeadLoss, TokenHead
-from train.models.head_mlp import HeadMLP
+from train.models.head_mlp import HeadMLP, Modulations
 from train.models.heads import DiffusionHead, HeadSampling, Solver
 from train.models.noise_schedule import TRAIN_TIMESTEPS
 
@@ -59,30 +61,44 @@ class DiffusionLoss(TokenHead):
         noise (steps, N, C): the initial noise, then that of each step but the last, in order of use.
         """
         tables = sampling_tables(settings.steps, settings.max_timestep, condition.device)
-        return self.denoise(condition, noise, settings, tables, null_condition, cfg_scale)
+        times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
+        null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
+        guidance = Guidance.of(self.net.cond_embed(condition), null, cfg_scale)
+        layers = self.net.modulation_layers(len(guidance.rows))
+        x = noise[0].to(torch.float32, copy=True)  # no view: every step is then one and the same graph
+        older_x0 = torch.zeros_like(x)
+        for used, index in enumerate(reversed(range(tables.steps)), start=1):
+            fresh = noise[used % tables.steps]  # the last step gives it no weight
+            row, time = tables.rows[index], times[index : index + 1]
+            x, older_x0 = self.denoise(x, older_x0, fresh, row, time, guidance, layers, settings)
+        return x
+
+    def compile_sampling(self) -> None:
+        """Compile the denoising step: one graph serves all steps, token counts and guidance scales."""
+        self.denoise = torch.compile(self.denoise, fullgraph=True, dynamic=True)
 
     def denoise(
         self,
-        condition: Tensor,
-        noise: Tensor,
+        x: Tensor,
+        older_x0: Tensor,
+        fresh: Tensor,
+        row: Tensor,
+        time: Tensor,
+        guidance: Guidance,
+        layers: Modulations,
         settings: HeadSampling,
-        tables: SamplingTables,
-        null_condition: Tensor | None,
-        cfg_scale: float,
-    ) -> Tensor:
-        """Do what `sample` does with tables at hand: one graph without a wait for the host, for `torch.compile`."""
-        times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
-        null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
-        guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)
-        layers = self.net.modulation_layers(len(guidance.rows))
-        x, older_x0, reverse = noise[0].float(), None, SOLVERS[settings.solver]
-        for used, index in enumerate(reversed(range(tables.steps)), start=1):
-            output = self.net(guidance.repeat(x), times[index : index + 1], guidance.rows, layers)
-            predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
-            predicted, scale = _tempered(predicted, settings)
-            fresh = scale, noise[used] if index > 0 else None
-            x, older_x0 = reverse(tables, index, x, predicted, fraction, fresh, older_x0)
-        return x
+    ) -> tuple[Tensor, Tensor]:
+        """Take one reverse step: x (N, C) -> x, and the x_0 that the network implied.
+
+        Which step it is, `row` and the embedded `time` (1, W) tell: tensors, so that one compiled graph serves all.
+        """
+        output = self.net(guidance.repeat(x), time, guidance.rows, layers)
+        predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
+        predicted, temperature = _tempered(predicted, settings)
+        step = ReverseStep(*row.unbind())
+        x0 = step.predicted_x0(x, predicted)
+        found = Denoised(x, x0, predicted, fraction, older_x0, temperature, fresh)
+        return SOLVERS[settings.solver](step, found), x0
 
 
 def _tempered(predicted: Tensor, settings: HeadSampling) -> tuple[Tensor, float]:
@@ -96,32 +112,32 @@ def _tempered(predicted: Tensor, settings: HeadSampling) -> tuple[Tensor, float]
     return predicted / settings.temperature, 1.0
 
 
-_Fresh = tuple[float, Tensor | None]
+class Denoised(NamedTuple):
+    """What a solver may use: (N, C) each, but for the temperature."""
+
+    x: Tensor
+    x0: Tensor
+    predicted: Tensor
+    fraction: Tensor
+    older_x0: Tensor
+    temperature: float
+    fresh: Tensor
 
 
-def _ancestral(
-    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, fraction: Tensor, fresh: _Fresh, _: Tensor | None
-) -> tuple[Tensor, None]:
-    temperature, noise = fresh
-    mean, deviation = tables.ancestral(index, x, predicted, fraction)
-    return mean if noise is None else mean + temperature * deviation * noise, None
+def _ancestral(step: ReverseStep, found: Denoised) -> Tensor:
+    mean, deviation = step.ancestral(found.x, found.x0, found.fraction)
+    return mean + found.temperature * deviation * (step.noisy * found.fresh)
 
 
-def _ddim(
-    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, _: Tensor, __: _Fresh, ___: Tensor | None
-) -> tuple[Tensor, None]:
-    return tables.ddim(index, x, predicted), None
+def _ddim(step: ReverseStep, found: Denoised) -> Tensor:
+    return step.ddim(found.x0, found.predicted)
 
 
-def _dpm_solver(
-    tables: SamplingTables, index: int, x: Tensor, predicted: Tensor, _: Tensor, __: _Fresh, older_x0: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    x0 = tables.predicted_x0(index, x, predicted)
-    return tables.dpm_solver(index, x, x0, older_x0), x0
+def _dpm_solver(step: ReverseStep, found: Denoised) -> Tensor:
+    return step.dpm_solver(found.x, found.x0, found.older_x0)
 
 
-SOLVERS: Mapping[Solver, Callable[..., tuple[Tensor, Tensor | None]]] = {
+SOLVERS: Mapping[Solver, Callable[[ReverseStep, Denoised], Tensor]] = {
     "ancestral": _ancestral, "ddim": _ddim, "dpm-solver++": _dpm_solver,
 }  # fmt: skip
-"""One reverse step: (tables, index, x, predicted noise, variance fraction, (temperature, fresh noise), the x_0 of the
-step before) -> (x, the x_0 that the next step may ask for)."""
+"""One reverse step each: x_{t-1} of what the network said of x_t."""

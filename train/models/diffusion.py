@@ -5,6 +5,7 @@ network's output (N, 2C) holds the predicted noise, then the variance fractions.
 """
 
 import math
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -95,56 +96,72 @@ def _discretised_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor) -> 
     return torch.where(x0 < -0.999, upper, inside).clamp(min=1e-12).log()
 
 
-class SamplingTables:
-    """What the reverse steps of a respaced process read, float32 on one device; row i is step i.
+@dataclass(frozen=True)
+class ReverseStep:
+    """What one step of a respaced process reads: 0-d float32 tensors on one device, all of step i."""
 
-    Scalars are taken as 0-d views, so the loop neither copies from the host nor waits for the device.
+    recip: Tensor
+    recip_minus_one: Tensor
+    coef_x0: Tensor
+    coef_xt: Tensor
+    log_variance_min: Tensor
+    log_beta: Tensor
+    sqrt_before: Tensor
+    sqrt_one_minus_before: Tensor
+    noisy: Tensor
+    """Of the fresh noise: 1, but 0 in step 0."""
+    dpm_x: Tensor
+    dpm_data: Tensor
+    dpm_older: Tensor
+
+    def predicted_x0(self, x_t: Tensor, predicted: Tensor) -> Tensor:
+        """Return x_0 as the predicted noise implies it."""
+        return self.recip * x_t - self.recip_minus_one * predicted
+
+    def ancestral(self, x_t: Tensor, x0: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of p(x_{t-1} | x_t); step 0 takes the mean alone."""
+        mean = self.coef_x0 * x0 + self.coef_xt * x_t
+        return mean, torch.exp(0.5 * _between(fraction, self.log_variance_min, self.log_beta))
+
+    def ddim(self, x0: Tensor, predicted: Tensor) -> Tensor:
+        """Return x_{t-1} of the deterministic sampler (Song et al. 2021, eq. 12 with sigma = 0)."""
+        return self.sqrt_before * x0 + self.sqrt_one_minus_before * predicted
+
+    def dpm_solver(self, x_t: Tensor, x0: Tensor, older_x0: Tensor) -> Tensor:
+        """Return x_{t-1} of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); first and last step ignore `older_x0`."""
+        data = (1 + self.dpm_older) * x0 - self.dpm_older * older_x0
+        return self.dpm_x * x_t - self.dpm_data * data
+
+
+class SamplingTables:
+    """The steps of a respaced process, on one device.
+
+    `rows` (steps, 12), each to be read as a `ReverseStep`, are taken as views, so the loop neither copies from the host
+    nor waits for the device.
     """
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
         self.steps = len(schedule.alpha_bar)
         self.timesteps = schedule.timestep_map.to(device)
         before, now = schedule.alpha_bar_previous, schedule.alpha_bar
-        columns = [
-            (1 / now).sqrt(),
-            (1 / now - 1).sqrt(),
-            schedule.posterior_mean_coef_x0,
-            schedule.posterior_mean_coef_xt,
-            schedule.posterior_log_variance,
-            schedule.betas.log(),
-            before.sqrt(),
-            (1 - before).sqrt(),
-        ]
-        self._table = torch.stack(columns, 1).float().to(device)
-        self._log_snr = (0.5 * (now.log() - (1 - now).log())).tolist()
-
-    def predicted_x0(self, index: int, x_t: Tensor, predicted: Tensor) -> Tensor:
-        """Return x_0 as the predicted noise implies it."""
-        return self._table[index, 0] * x_t - self._table[index, 1] * predicted
-
-    def ancestral(self, index: int, x_t: Tensor, predicted: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of p(x_{t-1} | x_t); step 0 takes the mean alone."""
-        row = self._table[index]
-        mean = row[2] * self.predicted_x0(index, x_t, predicted) + row[3] * x_t
-        return mean, torch.exp(0.5 * _between(fraction, row[4], row[5]))
-
-    def ddim(self, index: int, x_t: Tensor, predicted: Tensor) -> Tensor:
-        """Return x_{t-1} of the deterministic sampler (Song et al. 2021, eq. 12 with sigma = 0)."""
-        row = self._table[index]
-        return row[6] * self.predicted_x0(index, x_t, predicted) + row[7] * predicted
-
-    def dpm_solver(self, index: int, x_t: Tensor, predicted_x0: Tensor, older_x0: Tensor | None) -> Tensor:
-        """Return x_{t-1} of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); first order without `older_x0`."""
-        row = self._table[index]
-        if index == 0:
-            return predicted_x0
-        step = self._log_snr[index - 1] - self._log_snr[index]
-        data = predicted_x0
-        if older_x0 is not None:
-            ratio = (self._log_snr[index] - self._log_snr[index + 1]) / step
-            data = (1 + 0.5 / ratio) * predicted_x0 - 0.5 / ratio * older_x0
-        sigma_ratio = row[7] * row[0] / row[1]  # sigma_{t-1} / sigma_t
-        return sigma_ratio * x_t - row[6] * math.expm1(-step) * data
+        log_snr = 0.5 * (now.log() - (1 - now).log())
+        step = torch.cat([log_snr.new_full((1,), math.inf), log_snr[:-1]]) - log_snr  # the last one ends at x_0
+        columns = {
+            "recip": (1 / now).sqrt(),
+            "recip_minus_one": (1 / now - 1).sqrt(),
+            "coef_x0": schedule.posterior_mean_coef_x0,
+            "coef_xt": schedule.posterior_mean_coef_xt,
+            "log_variance_min": schedule.posterior_log_variance,
+            "log_beta": schedule.betas.log(),
+            "sqrt_before": before.sqrt(),
+            "sqrt_one_minus_before": (1 - before).sqrt(),
+            "noisy": (torch.arange(self.steps) > 0).double(),
+            "dpm_x": ((1 - before) / (1 - now)).sqrt(),
+            "dpm_data": before.sqrt() * torch.expm1(-step),
+            "dpm_older": torch.cat([0.5 * step[:-1] / step[1:], step.new_zeros(1)]),
+        }
+        columns["dpm_older"][0] = 0  # first order, too
+        self.rows = torch.stack([columns[field.name] for field in fields(ReverseStep)], 1).float().to(device)
 
 
 @lru_cache(maxsize=256)

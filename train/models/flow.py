@@ -4,13 +4,15 @@ x_t = t x + (1 - t) noise, velocity x - noise; t is the sigmoid of a standard no
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from train.models.head import Guidance, HeadLoss, TokenHead
-from train.models.head_mlp import HeadMLP
+from train.models.head_mlp import HeadMLP, Modulations
 from train.models.heads import FlowHead, HeadSampling, Solver
 
 _TIME_SCALE = 1000  # the time embedding expects 0..1000
@@ -53,34 +55,65 @@ class FlowLoss(TokenHead):
         Raises ValueError for settings that only the diffusion head has.
         """
         self.config.check(settings)
-        steps, dt = settings.steps, 1 / settings.steps
-        grid = torch.arange(steps, device=condition.device) * dt
-        times = self.net.time_embed(grid * _TIME_SCALE)
+        steps = settings.steps
+        rows = flow_rows(steps, condition.device)
+        times = self.net.time_embed(rows[:, 0] * _TIME_SCALE)
         null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
-        guidance = Guidance(self.net.cond_embed(condition), null, cfg_scale)
+        guidance = Guidance.of(self.net.cond_embed(condition), null, cfg_scale)
         layers = self.net.modulation_layers(len(guidance.rows))
-        x, forward = noise[0].float(), SOLVERS[settings.solver]
+        x = noise[0].to(torch.float32, copy=True)  # no view: every step is then one and the same graph
         for step in range(steps):
-            output = self.net(guidance.repeat(x), times[step : step + 1], guidance.rows, layers)
-            velocity = guidance.combine(output, self.channels)
-            fresh = noise[step + 1] if step < steps - 1 else None
-            x = forward(x, velocity, step * dt, dt, settings.temperature, fresh)
+            fresh = noise[(step + 1) % steps]  # the last step gives it no weight
+            x = self.denoise(x, fresh, rows[step], times[step : step + 1], guidance, layers, settings)
         return x
 
+    def compile_sampling(self) -> None:
+        """Compile the denoising step: one graph serves all steps, token counts and guidance scales."""
+        self.denoise = torch.compile(self.denoise, fullgraph=True, dynamic=True)
 
-def _euler(x: Tensor, velocity: Tensor, _: float, dt: float, __: float, ___: Tensor | None) -> Tensor:
-    return x + dt * velocity
+    def denoise(
+        self,
+        x: Tensor,
+        fresh: Tensor,
+        row: Tensor,
+        time: Tensor,
+        guidance: Guidance,
+        layers: Modulations,
+        settings: HeadSampling,
+    ) -> Tensor:
+        """Take one step forward, x (N, C) -> x; `row` and the embedded `time` (1, W) tell which step."""
+        velocity = guidance.combine(self.net(guidance.repeat(x), time, guidance.rows, layers), self.channels)
+        return SOLVERS[settings.solver](FlowStep(*row.unbind()), x, velocity, settings.temperature * fresh)
 
 
-def _euler_maruyama(
-    x: Tensor, velocity: Tensor, t: float, dt: float, temperature: float, noise: Tensor | None
-) -> Tensor:
-    if noise is None:
-        return x + dt * velocity
-    predicted_noise = x - t * velocity  # score = -predicted_noise / (1 - t)
-    spread = temperature * (2 * (1 - t) * dt) ** 0.5
-    return x + dt * (velocity - predicted_noise) + spread * noise
+class FlowStep(NamedTuple):
+    """One step forward: 0-d float32 tensors."""
+
+    t: Tensor
+    dt: Tensor
+    spread: Tensor
+    """Of the noise that Euler-Maruyama adds: sqrt(2 (1 - t) dt), and 0 in the last step."""
 
 
-SOLVERS: Mapping[Solver, Callable[..., Tensor]] = {"ancestral": _euler_maruyama, "ddim": _euler}
-"""One step forward: (x, velocity, t, dt, temperature, fresh noise but in the last step) -> x."""
+@lru_cache(maxsize=256)
+def flow_rows(steps: int, device: torch.device) -> Tensor:
+    """Return the steps (steps, 3) of a flow, float32, each to be read as a `FlowStep`; made once a setting."""
+    t, dt = torch.arange(steps, dtype=torch.float64) / steps, 1 / steps
+    spread = (2 * (1 - t) * dt).sqrt()
+    spread[-1] = 0
+    return torch.stack([t, torch.full_like(t, dt), spread], 1).float().to(device)
+
+
+def _euler(step: FlowStep, x: Tensor, velocity: Tensor, _: Tensor) -> Tensor:
+    return x + step.dt * velocity
+
+
+def _euler_maruyama(step: FlowStep, x: Tensor, velocity: Tensor, noise: Tensor) -> Tensor:
+    predicted_noise = x - step.t * velocity  # score = -predicted_noise / (1 - t)
+    return x + step.dt * (velocity - predicted_noise) + step.spread * noise
+
+
+SOLVERS: Mapping[Solver, Callable[[FlowStep, Tensor, Tensor, Tensor], Tensor]] = {
+    "ancestral": _euler_maruyama, "ddim": _euler,
+}  # fmt: skip
+"""One step forward: (step, x, velocity, fresh noise at its temperature) -> x."""

@@ -5,6 +5,7 @@ A head models p(token | condition) of one token. It draws nothing itself: random
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class TokenHead(nn.Module):
         """Return how many standard normal numbers `sample` needs for each channel of a token."""
         raise NotImplementedError
 
+    def compile_sampling(self) -> None:
+        """Compile what `sample` repeats, if anything: a GPU spends its time on launches of small kernels."""
+
     def sample(
         self,
         condition: Tensor,
@@ -55,26 +59,34 @@ class TokenHead(nn.Module):
         raise NotImplementedError
 
 
-class Guidance:
+class Guidance(NamedTuple):
     """Classifier-free guidance: evaluates the network on conditional and null rows together when it must.
 
     cfg_scale 1 leaves the null branch out, so it equals unguided sampling bit for bit.
     """
 
-    def __init__(self, condition: Tensor, null_condition: Tensor | None, cfg_scale: float) -> None:
+    rows: Tensor
+    """(N, W) embedded conditions; under guidance (2 N, W), the null ones last."""
+    scale: Tensor | None
+    """0-d, on the device, since it may change at every step; None without guidance."""
+
+    @classmethod
+    def of(cls, condition: Tensor, null_condition: Tensor | None, cfg_scale: float) -> "Guidance":
         """`condition` and `null_condition` are (N, W), already embedded."""
-        self.scale, self.active = cfg_scale, cfg_scale != 1.0
-        if self.active and null_condition is None:
+        if cfg_scale == 1.0:
+            return cls(condition, None)
+        if null_condition is None:
             raise ValueError(f"cfg_scale {cfg_scale} needs the null condition")
-        self.rows = torch.cat([condition, null_condition]) if self.active else condition  # type: ignore[list-item]
+        scale = torch.full((), cfg_scale, device=condition.device)
+        return cls(torch.cat([condition, null_condition]), scale)
 
     def repeat(self, x: Tensor) -> Tensor:
         """Return x for every row of `rows`: the null rows see the same tokens."""
-        return torch.cat([x, x]) if self.active else x
+        return x if self.scale is None else torch.cat([x, x])
 
     def combine(self, output: Tensor, guided_channels: int) -> Tensor:
         """Guide the first channels; the rest (the variances) stay those of the conditional rows."""
-        if not self.active:
+        if self.scale is None:
             return output
         conditional, null = output.chunk(2)
         guided, null = conditional[:, :guided_channels], null[:, :guided_channels]

@@ -11,6 +11,9 @@ from train.models.transformer import init_linear_xavier
 _TIME_FEATURES = 256
 _FEW_ROWS = 256
 
+Modulations = list[tuple[Tensor, Tensor]]
+"""Weight and bias of all AdaLN modulations, in one layer or one for each block."""
+
 
 class TimeEmbedding(nn.Module):
     """Timesteps (N,) -> (N, W): cosines and sines of 128 frequencies, then an MLP."""
@@ -68,7 +71,7 @@ class HeadMLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def modulation_layers(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+    def modulation_layers(self, rows: int) -> Modulations:
         """Return weight and bias of the modulations of so many rows, as one layer or as one of each block.
 
         Autocast keeps what it casts of a parameter, not of its slices: those are cast here, once.
@@ -82,9 +85,7 @@ class HeadMLP(nn.Module):
             return [(weight, bias)]
         return list(zip(weight.split(3 * self.width), bias.split(3 * self.width), strict=True))
 
-    def forward(
-        self, x: Tensor, time: Tensor, condition: Tensor, layers: list[tuple[Tensor, Tensor]] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor, layers: Modulations | None = None) -> Tensor:
         """Map x (N, C), embedded time (N or 1, W) and embedded condition (N, W) to float32 (N, out_channels).
 
         `layers` are the `modulation_layers` of N rows, from who calls again and again.
