@@ -83,7 +83,14 @@ class Sampling:
     order: Order = "random"
     """Order in which the tokens are generated."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast, with norms and the head's output in float32; the tokenizer decodes in float32."""
+    """bf16: autocast, with norms and the head's output in float32."""
+    decoder_precision: Literal["fp32", "bf16"] = added(default="fp32")
+    """Precision in which the tokenizer decodes: bf16 is autocast."""
+
+    @property
+    def precisions(self) -> str:
+        """The precision of the model, and of the decoder where that is not fp32: a condition of what is measured."""
+        return self.precision + (f", decoded in {self.decoder_precision}" if self.decoder_precision != "fp32" else "")
 
     def head_at(self, step: int) -> HeadSampling:
         """Return the head's settings in autoregressive step `step` (0-based)."""

@@ -127,7 +127,7 @@ def conditions_against(reference: ReferenceResult, images: int, sampling: Sampli
         extractor=reference.features.name, layer=reference.features.network.layer,
         dimension=reference.features.network.dimension,
         extractor_weights=reference.extractor_weights, image_size=reference.image_size, images=images,
-        reference=reference.digest, reference_images=reference.images, precision=sampling.precision,
+        reference=reference.digest, reference_images=reference.images, precision=sampling.precisions,
     )  # fmt: skip
 
 

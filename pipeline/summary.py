@@ -24,7 +24,7 @@ def say_distances(evaluation: EvaluationResult) -> None:
         f"{'EMA' if evaluation.ema else 'raw'} weights; "
         f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps, CFG {sampling.cfg_scale} "
         f"{sampling.cfg_schedule}, temperature {sampling.temperature} on the {sampling.temperature_on}; "
-        f"{sampling.precision}, seed {evaluation.seed}"
+        f"{sampling.precisions}, seed {evaluation.seed}"
         + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
 

@@ -47,13 +47,14 @@ class Generator:
     ) -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of these labels; `indices` name the random streams."""
         latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)
-        return self.decode(latents / self.card.latent_scale)
+        return self.decode(latents / self.card.latent_scale, sampling.decoder_precision)
 
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
+    def decode(self, latents: torch.Tensor, precision: str = "fp32") -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of unscaled latents (B, C, h, w), at most `_PIXELS_AT_ONCE` at a time.
 
-        In float32, whatever the model's precision: early samples are large, and half would make them black.
+        Never in half precision: a young model's latents are large, and would make black images.
         """
         pixels = latents.shape[-2] * latents.shape[-1] * self.tokenizer.stride**2
         parts = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
-        return np.concatenate([to_uint8(self.tokenizer.decode(part)) for part in parts])
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return np.concatenate([to_uint8(self.tokenizer.decode(part).float()) for part in parts])

@@ -21,8 +21,11 @@ from infra.errors import InputError
 from infra.seeding import stream
 from tests.small_model import HEADS, ORDER_OF, randomised, small
 from tokenize_jobs.tokenizers.pixels import Pixels, to_uint8
+from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 from train.models.build import build_model
 from train.models.heads import HeadSampling
+
+BF16_LEVELS = 8  # of 255: eight bits of a number, through a few layers
 
 FAST = Sampling(ar_steps=16, diffusion_steps=DiffusionSteps(first=6, last=6), order="raster")
 
@@ -262,3 +265,14 @@ def test_decoder_sees_no_more_pixels_at_once_than_it_may(monkeypatch):
     latents = torch.randn(8, 3, 8, 8)
     assert np.array_equal(generator.decode(latents), to_uint8(Pixels().decode(latents)))
     assert seen == [3, 3, 2]
+
+
+def test_decoder_in_bf16_differs_by_rounding_alone_and_is_a_condition():
+    torch.manual_seed(0)
+    generator = Generator.__new__(Generator)
+    generator.tokenizer = SmallKL(Shape(stride=4, channels=4, width=16, depth=1)).eval()
+    latents = torch.randn(4, 4, 8, 8)
+    exact, rounded = (generator.decode(latents, precision).astype(int) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(exact - rounded).max() <= BF16_LEVELS
+    settings_ = Sampling(precision="bf16", decoder_precision="bf16")
+    assert settings_.precisions != replace(settings_, decoder_precision="fp32").precisions == "bf16"
