@@ -33,6 +33,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/batches.py",
         "train/config.py",
         "train/ema.py",
+        "train/heldout_loss.py",
         "train/loop.py",
         "train/optimizer.py",
         "train/step.py",

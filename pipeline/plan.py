@@ -14,7 +14,7 @@ from evaluate.config import Subject
 from evaluate.results import EvaluationResult, ReferenceResult
 from infra.artifact import R, Step
 from infra.cluster import Compute, tracking_uri
-from infra.console import Progress, stage
+from infra.console import stage
 from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
@@ -29,7 +29,7 @@ from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
 from train.card import ModelCard, content_digest, read_card
-from train.results import CheckpointResult
+from train.results import CheckpointResult, TrainingProgress
 from tune.config import NoSweep, SamplingSweep, TrainingSweep
 from tune.results import SweepResult, TrainingSweepResult
 
@@ -78,7 +78,7 @@ class Planner:
             self._latents(source, tokenizer)
         self._reference(source)
         if given is None:
-            self._checkpoint(source)
+            self._checkpoint(source, tokenizer)
         subject = Subject(self._model_path(), tokenizer, self.image_size)
         if isinstance(self.recipe.tune, SamplingSweep):
             self._sweep(self.recipe.tune, subject)
@@ -181,18 +181,19 @@ class Planner:
         label, root = self.recipe.tokenize.label(weights.kind), location(self.compute.latents or self.compute.out)
         self._add("latents", self.recipe.tokenize, inputs, make, LatentsResult, label=label, root=root)
 
-    def _checkpoint(self, source: Source) -> None:
+    def _checkpoint(self, source: Source, weights: TokenizerFile) -> None:
         latents = location(self.recipe.latents) if self.recipe.latents else self._path("latents")
-        progress = Progress("checkpoint", self.recipe.train.train_steps, "steps")
-
-        def on_log(line: dict[str, Any]) -> None:
-            progress.update(line["step"], f", loss {line['loss']:.3f}, {line['images_per_second']:.0f} images/s")
-            self.on_log(line)
+        on_log = TrainingProgress(self.recipe.train.train_steps, self.on_log)
 
         def make(out: UPath) -> CheckpointResult:
+            from tokenize_jobs.job.heldout_job import tokenize_heldout
+            from train.heldout_loss import IMAGES
             from train.trainer import train
 
-            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule)
+            images, held = source.images().heldout, None
+            if images is not None and not source.rule.share:  # a share's latents are among the others
+                held = tokenize_heldout(self.recipe.tokenize, weights, images, IMAGES, out / HELDOUT, self.compute)
+            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule, held)
 
         inputs = {**self._inputs("latents"), **source.rule.identity}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs n
 
 
 MOST_POINTS = 2000
+_TIME = {"step", "time"}
 
 
 def tags_of(path: UPath, commit: str) -> dict[str, str]:
@@ -84,19 +85,23 @@ def _note(tracker: "Tracker", run: str, headline: str, report: Report) -> None:
 
 
 class Thinned:
-    """Of a log's lines, one for each of at most MOST_POINTS equal runs of steps, and the last: curves need no more."""
+    """Of each metric in a log, one point for each of at most MOST_POINTS equal runs of steps, and the last."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.stride, self.bucket = steps, -(-steps // (MOST_POINTS - 1)), -1
+        self.steps, self.stride = steps, -(-steps // (MOST_POINTS - 1))
+        self.buckets: dict[str, int] = {}
 
     def of(self, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Return the lines to keep of these, which follow those given before."""
-        kept = []
-        for line in lines:
-            bucket = (line["step"] - 1) // self.stride
-            if bucket > self.bucket or line["step"] == self.steps:
-                kept.append(line)
-            self.bucket = max(bucket, self.bucket)
+        """Return what to keep of these lines, which follow those given before."""
+        kept = (self._of(line, (line["step"] - 1) // self.stride) for line in lines)
+        return [line for line in kept if line.keys() - _TIME]
+
+    def _of(self, line: Mapping[str, Any], bucket: int) -> Mapping[str, Any]:
+        last = line["step"] == self.steps
+        kept = {
+            name: value for name, value in line.items() if name in _TIME or last or bucket > self.buckets.get(name, -1)
+        }
+        self.buckets |= {name: max(bucket, self.buckets.get(name, -1)) for name in line}
         return kept
 
 

@@ -19,6 +19,7 @@ from train.batches import seed_dropout, step_input
 from train.checkpoint import load_progress, new_model, save_progress
 from train.config import Train
 from train.ema import EMA
+from train.heldout_loss import HeldoutLoss
 from train.models.config import Model
 from train.optimizer import Optimization
 from train.step import training_step
@@ -36,6 +37,8 @@ class TrainJob:
     cores: int
     heldout: Heldout = NONE_HELD
     """What is not trained on, of the images in `latents`."""
+    heldout_latents: str = ""
+    """Latents of images that are not among them, or nothing."""
 
 
 def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
         # the head is used outside of the wrapped forward: its hooks work there too, as long as no parameter is unused
         network = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
     log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
+    held = _held(job, store)
+    heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
     watch = Watch(config.max_skipped_steps)
 
     def make(step: int) -> Any:  # noqa: ANN401
@@ -69,26 +74,40 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
                 lr = optimization.lr
                 done = step + 1
                 watch.add(done, training_step(model, network, ema, optimization, inputs.to(device)))
-                if done % config.log_every == 0 or done == config.train_steps:
+                saves = done % config.checkpoint_every == 0 or done == config.train_steps
+                found = {}
+                if saves and heldout is not None:
+                    found = heldout.measure(ema.model, optimization.mixed_precision(device), device)
+                if done % config.log_every == 0 or done == config.train_steps or found:
                     terms = watch.fetch()  # by all workers: the gradient is the same, and so they end together
                     if log is not None:
-                        log.write(done, {**terms, "lr": lr})
-                if done % config.checkpoint_every == 0 or done == config.train_steps:
-                    _report(done, rank, model, ema, optimization)
+                        log.write(done, {**terms, **found, "lr": lr})
+                if saves:
+                    _report({"step": done, **found}, rank, model, ema, optimization)
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
         return {"failed": str(error)}
     return {"start": start, "images": len(store), "images_held_back": store.held_back}
 
 
-def _report(step: int, rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:
+def _held(job: TrainJob, store: LatentStore) -> LatentStore | None:
+    """Return the images that are never trained on, in the scale of those that are; None where there are none."""
+    if not job.heldout_latents:
+        return store.held() if store.held_back else None
+    held = LatentStore(job.heldout_latents)
+    held.latent_scale = store.latent_scale
+    return held
+
+
+def _report(metrics: dict[str, float], rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:
     """Hand rank 0's state to Ray Train, which stores it whole or not at all; a barrier for all workers."""
+    name = f"step_{metrics['step']:08d}"
     if rank != 0:
-        ray.train.report({"step": step}, checkpoint=None, checkpoint_dir_name=f"step_{step:08d}")
+        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as folder:
         save_progress(Path(folder), model, ema, optimization)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{step:08d}")
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
 NOT_METRICS = ("step", "time", "images_per_second", "lr", "skipped", "skipped_step")

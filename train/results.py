@@ -1,10 +1,12 @@
 """What the step checkpoint returns. Imports nothing heavy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from upath import UPath
 
+from infra.console import Progress
 from infra.result import Report, Result
 
 LOG = "metrics.jsonl"
@@ -34,3 +36,18 @@ class CheckpointResult(Result):
         """Return the numbers, and the log as curves."""
         last = {f"last/{name}": value for name, value in self.last.items()}
         return Report(metrics={**super().report(path).metrics, **last}, history=path / LOG)
+
+
+class TrainingProgress:
+    """Tells a training's log on the console, with the newest loss on held-out images, and hands each line on."""
+
+    def __init__(self, train_steps: int, hand_on: Callable[[Any], None]) -> None:
+        self._progress, self._heldout, self._hand_on = Progress("checkpoint", train_steps, "steps"), "", hand_on
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Take a line."""
+        if "heldout_loss" in line:
+            self._heldout = f", held out {line['heldout_loss']:.3f}"
+        rate = f"{line['images_per_second']:.0f} images/s"
+        self._progress.update(line["step"], f", loss {line['loss']:.3f}{self._heldout}, {rate}")
+        self._hand_on(line)

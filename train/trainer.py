@@ -33,10 +33,12 @@ def train(
     compute: Compute,
     on_log: Callable[[dict[str, Any]], None],
     heldout: Heldout = NONE_HELD,
+    heldout_latents: UPath | None = None,
 ) -> CheckpointResult:
     """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
 
-    Images of the store that `heldout` holds are not trained on.
+    Images of the store that `heldout` holds are not trained on. The loss on them, or on those of the small store
+    `heldout_latents`, is part of the log at each checkpoint.
 
     Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
     does not fit the latents, RuntimeError when training diverged.
@@ -52,7 +54,7 @@ def train(
         if not compute.train.workers:
             workers = replace(workers, count=_dividing(config.batch_size, workers.count))
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
-        job = TrainJob(config, model, str(latents), str(log), workers.cpus, heldout)
+        job = TrainJob(config, model, str(latents), str(log), workers.cpus, heldout, str(heldout_latents or ""))
         result = _trainer(job, workers, out).fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(

@@ -74,5 +74,6 @@ def test_share_held_back_is_measured_and_neither_fitted_nor_trained_on(cluster, 
     assert made["tokenizer"].result.fit_images == total - held
     checkpoint, evaluation = made["checkpoint"].result, made["evaluation"].result
     assert (checkpoint.images, checkpoint.images_held_back) == (total - held, held)
+    assert 0 < checkpoint.last["heldout_loss"] < 10
     assert (evaluation.conditions.reference_images, evaluation.heldout_images) == (total - held, held)
     assert "held out a share of 0.2" in capsys.readouterr().out

@@ -13,14 +13,21 @@ from pipeline.record import MOST_POINTS, Thinned, told_apart
 
 @pytest.mark.parametrize(("steps", "every"), [(12, 2), (2000, 10), (250_000, 20), (6007, 1), (1, 1)])
 def test_curve_has_at_most_so_many_points_evenly_and_the_last_however_it_is_cut(steps, every):
-    lines = [{"step": step} for step in range(every, steps + 1, every)]
-    lines += [{"step": steps}] if lines[-1]["step"] != steps else []
+    lines = [{"step": step, "loss": 1} for step in range(every, steps + 1, every)]
+    lines += [{"step": steps, "loss": 1}] if lines[-1]["step"] != steps else []
     whole = Thinned(steps).of(lines)
     assert len(whole) <= MOST_POINTS
     assert whole[-1]["step"] == steps
     assert whole == lines if steps <= MOST_POINTS else len(whole) >= min(len(lines), MOST_POINTS) / 2
     piecewise = Thinned(steps)
     assert [line for start in range(0, len(lines), 7) for line in piecewise.of(lines[start : start + 7])] == whole
+
+
+def test_metric_of_few_lines_keeps_its_points_where_others_are_thinned():
+    lines = [{"step": step, "loss": 1} | ({"heldout_loss": 2} if step % 999 == 0 else {}) for step in range(1, 20_001)]
+    kept = Thinned(20_000).of(lines)
+    assert [line["step"] for line in kept if "heldout_loss" in line] == list(range(999, 20_001, 999))
+    assert sum("loss" in line for line in kept) <= MOST_POINTS
 
 
 def test_lines_sent_while_training_are_not_sent_again_at_its_end_nor_by_another_process(tmp_path):

@@ -12,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.seeding import stream
 from tests.small_model import randomised, small, step_loss
+from tests.train.test_heldout_loss import half_held, measured
+from tokenize_jobs.sources.heldout import Heldout
+from tokenize_jobs.store.reader import LatentStore
 from train.batches import StepInput, training_draws
 
 
@@ -59,14 +62,17 @@ def gradients(rank, world, wrap):
 
 def worker(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(gradients(rank, 2, DistributedDataParallel), f"{folder}/{rank}.pt")
+    found = measured(LatentStore(f"{folder}/store", heldout=Heldout(0.5)), randomised(small()), rank, 2)
+    torch.save((gradients(rank, 2, DistributedDataParallel), found), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradient_of_one_in_every_parameter(tmp_path):
+def test_two_processes_have_the_gradient_of_one_in_every_parameter_and_its_loss_on_held_out_images(tmp_path):
+    heldout = measured(half_held(tmp_path / "store"), randomised(small()))
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     expected = gradients(0, 1, lambda model: model)
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found, loss = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert loss == pytest.approx(heldout, rel=1e-6)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

@@ -6,6 +6,7 @@ store: they are left out here, the files hold all. Local shards are mapped into 
 object store the rows are fetched that a batch asks for (`remote_rows.py`).
 """
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,15 +63,25 @@ class LatentStore:
             groups = [group for shard_groups in opened for group in shard_groups]
         self._values = [group.values for group in groups]
         self._starts = np.cumsum([0, *(len(group.labels) for group in groups)])
-        labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
-        self._rows = np.flatnonzero(~np.concatenate([group.is_held for group in groups]))
-        self.labels = labels[self._rows]
-        self.held_back = len(labels) - len(self.labels)
-        """Images left out."""
+        self._labels = np.concatenate([group.labels for group in groups]).astype(np.int64)
+        is_held = np.concatenate([group.is_held for group in groups])
+        self._rows, self._held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+        self.labels, self.held_back = self._labels[self._rows], len(self._held)
         if not len(self.labels):
             raise InputError(
-                f"latents {self.root}: all {len(labels)} images are held back; lower --images.heldout-share"
+                f"latents {self.root}: all {self.held_back} images are held back; lower --images.heldout-share"
             )
+
+    def held(self) -> "LatentStore":
+        """Return the images that are left out here, as a store of their own: none where none is held back."""
+        view = copy.copy(self)
+        view._rows, view._held, view.labels, view.held_back = (
+            self._held,
+            self._rows,
+            self._labels[self._held],
+            len(self),
+        )
+        return view
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -1,0 +1,62 @@
+"""A small latent store of images that are never trained on, for a training to measure its loss on."""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import ray
+import torch
+from upath import UPath
+
+from infra.cluster import Compute, connected
+from infra.storage import location
+from tokenize_jobs.config import Tokenize, TokenizerFile
+from tokenize_jobs.job.encoder import Encoder
+from tokenize_jobs.job.latents_job import kind_of
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import CroppedSample, crop_shard
+from tokenize_jobs.store.shards import MANIFEST, commit_shard, publish, to_table
+
+_SHARD = "heldout"
+
+
+def tokenize_heldout(
+    config: Tokenize, weights: TokenizerFile, source: Listing, most: int, out: UPath, compute: Compute
+) -> UPath | None:
+    """Return the store at `out` of up to `most` images, from all shards in turns; made now unless it is there.
+
+    None when the source holds no usable image.
+    """
+    if not (out / MANIFEST).exists():
+        with connected(compute) as cluster:
+            workers = cluster.encode
+            job = ray.remote(_encode).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=2)
+            ray.get(job.remote(config, weights, source, most, str(out), workers.cpus))
+    return out if (out / MANIFEST).exists() else None
+
+
+def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int, out: str, cores: int) -> None:
+    torch.set_num_threads(cores)
+    samples = list(islice(_in_turns(source, config.image_size), most))
+    if not samples:
+        return
+    root, kind = location(out), kind_of(weights, config.image_size)
+    encoder, images = Encoder(weights, kind, config.batch_size), np.stack([s.pixels for s in samples])
+    keys, labels = [sample.key for sample in samples], [sample.label for sample in samples]
+    table = to_table(kind, keys, labels, encoder(images), encoder(images, flip=True))
+    commit_shard(root, _SHARD, table, kind, [])
+    tokenizer = {"kind": weights.kind, "weights": weights.hash}
+    publish(root, [_SHARD], kind, {"tokenizer": tokenizer, "classes": list(source.classes)})
+
+
+def _in_turns(source: Listing, size: int) -> Iterator[CroppedSample]:
+    """Yield the usable samples of a source, one of each shard after the other."""
+    shards = deque(crop_shard(source, shard, size) for shard in source.shards)
+    while shards:
+        sample = next(shards[0], None)
+        if sample is None:
+            shards.popleft()
+        elif sample.pixels is not None:
+            yield sample
+            shards.rotate(-1)
