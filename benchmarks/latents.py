@@ -187,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say("\n".join(reading(folder / "reading")))
         images, classes, tokenizer = given.images, given.classes, given.tokenizer
         if not images:
-            from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+            from tokenize_jobs.tokenizers.small import Shape
+            from tokenize_jobs.tokenizers.small_kl import SmallKL
 
             images, classes = str(folder / "pictures"), 2
             synthetic_shards(Path(images), 30, 40, given.size)

@@ -23,7 +23,7 @@ from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, run_identity
 from pipeline.trainings import planned_trainings, trainings_of
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import FitTokenizer, TokenizerFile
+from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
@@ -149,7 +149,7 @@ class Planner:
 
     def _tokenizer(self, source: Source) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.image_size
-        if not isinstance(config, FitTokenizer):
+        if not isinstance(config, Fit):
             return tokenizers.find(config.kind, config.path)
         config.check(size)
 
@@ -160,9 +160,9 @@ class Planner:
 
         step = self._add(
             "tokenizer", {"fit": canonical(config), "image_size": size},
-            {**source.inputs, **source.rule.identity}, make, TokenizerResult, version=2, label=f"fit-{size}",
+            {**source.inputs, **source.rule.identity}, make, TokenizerResult, version=2, label=f"{config.kind}-{size}",
         )  # fmt: skip
-        return TokenizerFile("fit", str(self._path("tokenizer")), step.fingerprint)
+        return TokenizerFile(config.kind, str(self._path("tokenizer")), step.fingerprint)
 
     def _latents(self, source: Source, weights: TokenizerFile) -> None:
         if self.recipe.latents:

@@ -36,29 +36,24 @@ class TokenizerFile:
 class PretrainedTokenizer:
     """A tokenizer whose weights exist already."""
 
-    kind: Literal["kl16", "diffusers", "taef2", "fitted", "pixels"] = "kl16"
-    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; fitted: folder of one
-    fitted before; pixels: no weights."""
+    kind: Literal["kl16", "diffusers", "taef2", "vq16", "vq16-latents", "fitted", "pixels"] = "kl16"
+    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; vq16: latent diffusion's
+    VQ-f16, for codes; vq16-latents: the same before quantisation; fitted: folder of one fitted before; pixels: no
+    weights."""
     path: str = where(default="")
     """File or folder of the tokenizer's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitTokenizer:
-    """A small KL autoencoder, fitted on the images themselves."""
+class Fit:
+    """What fitting a small autoencoder on the images themselves takes, whatever its latents are."""
 
-    kind: Literal["fit"] = "fit"
-    """A small KL autoencoder, fitted on the pictures themselves."""
     stride: int = 4
     """Pixels of the image to a latent, along each side; even."""
-    channels: int = 16
-    """Channels of the latents."""
     width: int = 32
     """Channels of the residual blocks."""
     depth: int = 2
     """Residual blocks in the encoder, and in the decoder."""
-    kl_weight: float = 3e-2
-    """Weight of the KL divergence to a standard normal: more makes a decoder that forgives noisy samples."""
     train_steps: int = 600
     """Gradient steps of the fit."""
     batch_size: int = 64
@@ -78,3 +73,37 @@ class FitTokenizer:
                 f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; take "
                 f"{below} or {below + self.stride}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTokenizer(Fit):
+    """A small KL autoencoder, fitted on the images themselves."""
+
+    kind: Literal["fit"] = "fit"
+    """A small KL autoencoder, fitted on the pictures themselves."""
+    channels: int = 16
+    """Channels of the latents."""
+    kl_weight: float = 3e-2
+    """Weight of the KL divergence to a standard normal: more makes a decoder that forgives noisy samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitVQTokenizer(Fit):
+    """A small vector-quantizing autoencoder (VQ-VAE), fitted on the images themselves."""
+
+    kind: Literal["fit-vq"] = "fit-vq"
+    """A small VQ-VAE, fitted on the pictures themselves: tokens are codes."""
+    channels: int = 8
+    """Channels of the codebook's vectors."""
+    codebook_size: int = 256
+    """Vectors in the codebook."""
+    codebook_decay: float = 0.99
+    """Decay, at each step, of the moving averages that the codebook's vectors are."""
+    commitment: float = 0.25
+    """Weight of the squared distance of a latent to its vector, which moves the latent."""
+
+    def check(self, image_size: int) -> None:
+        """Raise InputError unless the stride is even and divides the image size, and there are codes to choose from."""
+        super().check(image_size)
+        if self.codebook_size < 2:
+            raise InputError(f"--tokenizer.codebook-size {self.codebook_size}: a codebook has at least 2 vectors")

@@ -26,7 +26,7 @@ class TokenizerResult(Result):
     fit_images: int
     """Images it was fitted on."""
     psnr_heldout_db: float | None = None
-    """Mean over held-out images, decoded from the posterior's means."""
+    """Mean over held-out images, decoded from their likeliest latents."""
 
 
 @dataclass(frozen=True, kw_only=True)

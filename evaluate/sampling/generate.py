@@ -9,6 +9,8 @@ from evaluate.config import Sampling
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
+from infra.errors import InputError
+from infra.fingerprint import canonical
 from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load
@@ -32,6 +34,15 @@ class Generator:
         if self.device == "cuda":
             self.model.head.compile_sampling()
         self.kind = self.tokenizer.tokens(self.card.model.latent_size)
+        self._check_tokens(weights)
+
+    def _check_tokens(self, weights: TokenizerFile) -> None:
+        made, trained = self.kind.for_model(), canonical(self.card.model, identity=False)
+        if made != {name: trained[name] for name in made}:
+            raise InputError(
+                f"tokenizer {weights.kind} {weights.path}: makes {self.kind.told()} of an image, not the tokens "
+                f"of this model: {trained['tokens']} in {trained['latent_channels']} channels"
+            )
 
     def labels(self, indices: range) -> torch.Tensor:
         """Return the class of each image: index modulo the number of classes."""

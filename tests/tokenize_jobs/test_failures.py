@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from tests.tokenize_jobs.test_sources import encoded, write_tar
-from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+from tokenize_jobs.tokenizers.small import Shape
+from tokenize_jobs.tokenizers.small_kl import SmallKL
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).parents[2]

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tokenize_jobs.config import FitTokenizer
-from tokenize_jobs.tokenizers.fit import fit
+from tokenize_jobs.config import FitTokenizer, FitVQTokenizer
+from tokenize_jobs.tokenizers import Geometry, geometry, load
+from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
+from tokenize_jobs.tokenizers.pixels import from_uint8
 
-CONFIG = FitTokenizer(stride=2, channels=4, width=8, depth=1, train_steps=6, batch_size=4)
+SIZES = {"stride": 2, "channels": 4, "width": 8, "depth": 1, "train_steps": 6, "batch_size": 4}
+CONFIG = FitTokenizer(**SIZES)
+VQ = FitVQTokenizer(**SIZES, codebook_size=20)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 
 
@@ -15,7 +19,7 @@ class Killed(Exception):
     """The fit's process ends here."""
 
 
-def fit_until(out, step, monkeypatch):
+def fit_until(out, step, monkeypatch, config=CONFIG):
     """Fit, saving after each second step, until the process is killed in `step`; returns the model and the first step done."""
     monkeypatch.setattr("tokenize_jobs.tokenizers.fit._SAVE_EVERY", 2)
     steps = []
@@ -26,19 +30,42 @@ def fit_until(out, step, monkeypatch):
             raise Killed
 
     try:
-        model = fit(CONFIG, IMAGES, out, report)
+        model = fit(config, IMAGES, out, report)
     except Killed:
         model = None
     return model, steps[0]
 
 
-def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole, _ = fit_until(tmp_path / "whole", 0, monkeypatch)
-    assert fit_until(tmp_path / "killed", 5, monkeypatch) == (None, 1)
-    again, first = fit_until(tmp_path / "killed", 0, monkeypatch)
+@pytest.mark.parametrize("config", [CONFIG, VQ], ids=lambda config: config.kind)
+def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(config, tmp_path, monkeypatch):
+    whole, _ = fit_until(tmp_path / "whole", 0, monkeypatch, config)
+    assert fit_until(tmp_path / "killed", 5, monkeypatch, config) == (None, 1)
+    again, first = fit_until(tmp_path / "killed", 0, monkeypatch, config)
     assert first == 5
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("config", [CONFIG, VQ], ids=lambda config: config.kind)
+def test_fitted_tokenizer_is_read_back_as_what_its_config_says(config, tmp_path):
+    model, read = fit(config, IMAGES, tmp_path, lambda *_: None), load("fitted", str(tmp_path))
+    batch = from_uint8(IMAGES)
+    assert torch.equal(read.encode(batch), model.encode(batch))
+    kind = Geometry(read.stride, read.tokens).of_image(8)
+    assert kind == geometry(config).of_image(8)
+    assert read.encode(batch).shape[1:] == kind.shape
+
+
+def test_vq_vae_uses_its_codebook_and_learns_pictures(tmp_path):
+    rows = np.random.default_rng(1).integers(0, 256, (24, 2, 2, 3)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+    config = FitVQTokenizer(stride=4, channels=4, width=16, depth=1, codebook_size=32, train_steps=60, batch_size=8)
+    model = fit(config, rows, tmp_path, lambda *_: None)
+    used = model.encode(from_uint8(rows)).unique()
+    assert len(used) > 16
+    assert (
+        reconstruction_psnr(model, rows)
+        > reconstruction_psnr(fit(VQ, rows, tmp_path / "few", lambda *_: None), rows) + 3
+    )
 
 
 @pytest.mark.gpu

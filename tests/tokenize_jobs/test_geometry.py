@@ -7,7 +7,8 @@ import pytest
 from infra.errors import InputError
 from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers import _GEOMETRIES, _LOADERS, geometry, load
-from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+from tokenize_jobs.tokenizers.small import Shape
+from tokenize_jobs.tokenizers.small_kl import SmallKL
 from tokenize_jobs.tokens import GaussianLatents
 
 KINDS = set(typing.get_args(typing.get_type_hints(PretrainedTokenizer)["kind"]))
@@ -15,7 +16,7 @@ KINDS = set(typing.get_args(typing.get_type_hints(PretrainedTokenizer)["kind"]))
 
 def test_every_kind_that_can_be_chosen_has_a_geometry_and_a_loader():
     assert set(_GEOMETRIES) == KINDS
-    assert set(_LOADERS) - {"fit"} == KINDS
+    assert set(_LOADERS) - {"fit", "fit-vq"} == KINDS
 
 
 def test_geometry_of_a_fitted_tokenizer_is_that_of_its_folder(tmp_path):

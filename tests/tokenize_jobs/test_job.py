@@ -89,7 +89,8 @@ def test_job_with_no_core_left_to_read_for_its_encoders_is_refused(cluster, sour
 
 
 def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
-    from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+    from tokenize_jobs.tokenizers.small import Shape
+    from tokenize_jobs.tokenizers.small_kl import SmallKL
 
     SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path)
     with pytest.raises(InputError, match="nearest sizes are 32 and 36"):

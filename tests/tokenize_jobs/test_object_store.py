@@ -16,7 +16,8 @@ from tests.pipeline.tiny import TINY
 from tests.tokenize_jobs.test_job import GOOD
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.sources.crop import centre_crop, decode
-from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+from tokenize_jobs.tokenizers.small import Shape
+from tokenize_jobs.tokenizers.small_kl import SmallKL
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -7,11 +7,12 @@ from safetensors.torch import save_file
 from infra.errors import InputError
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs.tokenizers.kl import KLTokenizer, new_kl16, read_kl16
+from tokenize_jobs.tokens import GaussianLatents
 
 
 def kl16_published_names():
     """Published names and shapes of KL-16, from ours by undoing the renaming."""
-    from tokenize_jobs.tokenizers.kl import kl16_name
+    from tokenize_jobs.tokenizers.kl import published_name
 
     names = [f"{half}.{end}.{kind}" for half in ("encoder", "decoder") for end in ("conv_in", "conv_out", "norm_out")
              for kind in ("weight", "bias")]  # fmt: skip
@@ -37,8 +38,8 @@ def kl16_published_names():
     ours = new_kl16().state_dict()
     shapes = {}
     for name in names:
-        if kl16_name(name) in ours:
-            shape = tuple(ours[kl16_name(name)].shape)
+        if published_name(name, levels=5) in ours:
+            shape = tuple(ours[published_name(name, levels=5)].shape)
             linear = ".attn" in name and len(shape) == 2 and name.endswith("weight")
             shapes[name] = (*shape, 1, 1) if linear else shape
     return shapes
@@ -50,7 +51,7 @@ def test_kl16_formula_weights_give_the_recorded_moments_and_images(tmp_path):
     assert len(state) == 312
     torch.save({"model": state}, tmp_path / "kl16.ckpt")
     tokenizer = KLTokenizer(read_kl16(str(tmp_path / "kl16.ckpt")))
-    assert (tokenizer.stride, tokenizer.channels) == (16, 16)
+    assert (tokenizer.stride, tokenizer.tokens(4)) == (16, GaussianLatents(16, 4, 4))
     moments = tokenizer.encode(golden["images"])
     assert_reproduced(moments, golden["moments"])
     decoded = tokenizer.vae.decode(moments.chunk(2, 1)[0]).sample.detach()

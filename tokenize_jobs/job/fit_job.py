@@ -10,7 +10,7 @@ from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import append, following
-from tokenize_jobs.config import FitTokenizer
+from tokenize_jobs.config import Fit
 from tokenize_jobs.results import TokenizerResult
 from tokenize_jobs.sources.listing import Images
 from tokenize_jobs.sources.samples import evenly
@@ -19,7 +19,7 @@ from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 
 
-def fit_tokenizer(config: FitTokenizer, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
+def fit_tokenizer(config: Fit, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
     """Fit on the images to train on and write the tokenizer below `out`; its quality is that on held-out images.
 
     Raises InputError unless the stride is even and divides the image size.
@@ -35,7 +35,7 @@ def fit_tokenizer(config: FitTokenizer, images: Images, size: int, out: UPath, c
 
 
 @ray.remote(max_retries=2)
-def _fit(config: FitTokenizer, images: Images, size: int, out: str, cores: int) -> TokenizerResult:
+def _fit(config: Fit, images: Images, size: int, out: str, cores: int) -> TokenizerResult:
     torch.set_num_threads(cores)
 
     def report(step: int, psnr: float) -> None:

@@ -5,14 +5,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.errors import InputError
-from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.tokens import Grid, TokenKind, gaussian, plain
+from tokenize_jobs.config import Fit, PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, plain
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
     from torch import Tensor
@@ -63,10 +63,10 @@ class Geometry:
         return self.tokens(image_size // self.stride)
 
 
-def geometry(config: PretrainedTokenizer | FitTokenizer) -> Geometry:
+def geometry(config: PretrainedTokenizer | Fit) -> Geometry:
     """Return what a tokenizer makes of images without reading its weights. Raises InputError naming the file."""
-    if isinstance(config, FitTokenizer):
-        return Geometry(config.stride, gaussian(config.channels))
+    if isinstance(config, Fit):
+        return Geometry(config.stride, _grid_of_fitted(vars(config)))
     return _GEOMETRIES[config.kind](config.path)
 
 
@@ -122,8 +122,21 @@ def _load_taef2(path: str) -> Tokenizer:
 
 def _load_fit(path: str) -> Tokenizer:
     from tokenize_jobs.tokenizers.small_kl import SmallKL
+    from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
-    return SmallKL.read(path)
+    return (SmallVQ if _is_quantizing(_fitted_shape(path)) else SmallKL).read(path)
+
+
+def _load_vq16(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.vq import VQTokenizer, read_vq16
+
+    return VQTokenizer(read_vq16(path))
+
+
+def _load_vq16_latents(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.vq import VQLatents, read_vq16
+
+    return VQLatents(read_vq16(path))
 
 
 def _load_pixels(path: str) -> Tokenizer:  # noqa: ARG001  pixels have no weights
@@ -142,10 +155,26 @@ def _geometry_of_diffusers(path: str) -> Geometry:
 
 
 def _geometry_of_fitted(path: str) -> Geometry:
+    shape = _fitted_shape(path)
+    return Geometry(shape["stride"], _grid_of_fitted(shape))
+
+
+def _is_quantizing(shape: Mapping[str, Any]) -> bool:
+    return "codebook_size" in shape
+
+
+def _grid_of_fitted(shape: Mapping[str, Any]) -> Grid:
+    return codes(shape["codebook_size"]) if _is_quantizing(shape) else gaussian(shape["channels"])
+
+
+def _fitted_shape(path: str) -> dict[str, int]:
     file = Path(path).expanduser() / "tokenizer.json"
     try:
         found = json.loads(file.read_text())
-        return Geometry(int(found["stride"]), gaussian(int(found["channels"])))
+        return {
+            name: int(found[name])
+            for name in ("stride", "channels", *(["codebook_size"] if _is_quantizing(found) else []))
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 
@@ -154,6 +183,8 @@ _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "kl16": lambda _: Geometry(16, gaussian(16)),
     "diffusers": _geometry_of_diffusers,
     "taef2": lambda _: Geometry(8, plain(32)),
+    "vq16": lambda _: Geometry(16, codes(16384)),
+    "vq16-latents": lambda _: Geometry(16, plain(8)),
     "fitted": _geometry_of_fitted,
     "pixels": lambda _: Geometry(1, plain(3)),
 }
@@ -162,6 +193,9 @@ _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "diffusers": _load_diffusers,
     "taef2": _load_taef2,
     "pixels": _load_pixels,
+    "vq16": _load_vq16,
+    "vq16-latents": _load_vq16_latents,
     "fit": _load_fit,
+    "fit-vq": _load_fit,
     "fitted": _load_fit,
 }

@@ -1,10 +1,10 @@
-"""Fits a small KL autoencoder on the user's own images: L1 + L2 on pixels and a small KL term.
+"""Fits a small autoencoder on the user's own images: L1 + L2 on pixels, and a term of its kind.
 
 Progress is saved every few hundred steps, so a killed fit goes on where it was.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,24 @@ import torch.nn.functional as F
 
 from infra.seeding import stream
 from infra.storage import write_atomic
-from tokenize_jobs.config import FitTokenizer
+from tokenize_jobs.config import Fit
 from tokenize_jobs.tokenizers.pixels import from_uint8
-from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+from tokenize_jobs.tokenizers.small import SmallAutoencoder
+from tokenize_jobs.tokenizers.small_kl import SmallKL
+from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
 _SAVE_EVERY = 200
+_FITTED: Mapping[str, type[SmallAutoencoder]] = {"fit": SmallKL, "fit-vq": SmallVQ}
 
 
-def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallKL:
+def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallAutoencoder:
     """Fit on images uint8 (N, H, W, 3), writing the tokenizer below `out`; returns it on the CPU.
 
     `report` gets each step's number and the PSNR in dB of its batch.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
-    model = SmallKL(Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth))
+    model = _FITTED[config.kind].new(config)
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -39,12 +42,9 @@ def fit(config: FitTokenizer, images: np.ndarray, out: Path, report: Callable[[i
         rows = images[draws.integers(len(images), size=config.batch_size)]
         rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
         batch = from_uint8(rows, device)
-        mean, log_variance = model.moments(batch).clamp(-30, 20).chunk(2, 1)
-        noise = torch.from_numpy(draws.standard_normal(mean.shape, dtype=np.float32)).to(device)
-        decoded = model.images(mean + torch.exp(0.5 * log_variance) * noise)
+        decoded, of_latents = model.reconstruct(batch, draws)
         error = F.mse_loss(decoded, batch)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = F.l1_loss(decoded, batch) + error + config.kl_weight * kl
+        loss = F.l1_loss(decoded, batch) + error + of_latents
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -63,12 +63,13 @@ def psnr(squared_error: float) -> float:
     return float(10 * np.log10(4 / max(squared_error, 1e-12)))
 
 
-def reconstruction_psnr(model: SmallKL, images: np.ndarray) -> float:
-    """Return the mean PSNR in dB of images uint8 (N, H, W, 3) decoded from their means."""
+def reconstruction_psnr(model: SmallAutoencoder, images: np.ndarray) -> float:
+    """Return the mean PSNR in dB of images uint8 (N, H, W, 3) decoded from their likeliest latents."""
+    likeliest = model.tokens(images.shape[1] // model.stride).likeliest
     values = []
     for start in range(0, len(images), 256):
         batch = from_uint8(images[start : start + 256])
-        decoded = model.decode(model.encode(batch).chunk(2, 1)[0])
+        decoded = model.decode(likeliest(model.encode(batch)))
         values += [psnr(error) for error in (decoded - batch).square().mean((1, 2, 3)).tolist()]
     return round(float(np.mean(values)), 2)
 

@@ -66,7 +66,7 @@ def read_kl16(path: str) -> AutoencoderKL:
     state = require_tensors(found.get("model", found), path)
     vae = new_kl16()
     expected = vae.state_dict()
-    renamed = {kl16_name(name): tensor for name, tensor in state.items()}
+    renamed = {published_name(name, levels=5): tensor for name, tensor in state.items()}
     faults = [
         name for name, tensor in expected.items() if name not in renamed or renamed[name].numel() != tensor.numel()
     ]
@@ -76,8 +76,9 @@ def read_kl16(path: str) -> AutoencoderKL:
     return vae
 
 
-def kl16_name(published: str) -> str:
-    """Return diffusers' name of a tensor of the published KL-16."""
+def published_name(published: str, levels: int) -> str:
+    """Return diffusers' name of a tensor of a published autoencoder of taming's code with so many resolutions."""
+    last = levels - 1
     name = re.sub(
         r"^(encoder|decoder)\.mid\.block_(\d)", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}", published
     )
@@ -85,8 +86,11 @@ def kl16_name(published: str) -> str:
     name = re.sub(r"^encoder\.down\.(\d)\.block", r"encoder.down_blocks.\1.resnets", name)
     name = re.sub(r"^encoder\.down\.(\d)\.attn", r"encoder.down_blocks.\1.attentions", name)
     name = re.sub(r"^encoder\.down\.(\d)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0.", name)
-    name = re.sub(r"^decoder\.up\.(\d)\.block", lambda m: f"decoder.up_blocks.{4 - int(m[1])}.resnets", name)
-    name = re.sub(r"^decoder\.up\.(\d)\.upsample\.", lambda m: f"decoder.up_blocks.{4 - int(m[1])}.upsamplers.0.", name)
+    name = re.sub(r"^decoder\.up\.(\d)\.block", lambda m: f"decoder.up_blocks.{last - int(m[1])}.resnets", name)
+    name = re.sub(r"^decoder\.up\.(\d)\.attn", lambda m: f"decoder.up_blocks.{last - int(m[1])}.attentions", name)
+    name = re.sub(
+        r"^decoder\.up\.(\d)\.upsample\.", lambda m: f"decoder.up_blocks.{last - int(m[1])}.upsamplers.0.", name
+    )
     name = name.replace("nin_shortcut", "conv_shortcut").replace(".norm_out.", ".conv_norm_out.")
     if ".attentions." in name:
         for old, new in ((".norm.", ".group_norm."), (".q.", ".to_q."), (".k.", ".to_k."), (".v.", ".to_v."),

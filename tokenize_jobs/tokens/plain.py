@@ -90,4 +90,4 @@ class PlainLatents(TokenKind):
 
     def for_model(self) -> dict[str, Any]:
         """Return side and channels of the latents."""
-        return {"latent_size": self.height, "latent_channels": self.channels}
+        return {"latent_size": self.height, "latent_channels": self.channels, "tokens": {"kind": "continuous"}}

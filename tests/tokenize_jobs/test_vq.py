@@ -1,0 +1,111 @@
+"""Codebooks and VQ-f16: exact to the arrays of the published code, and a codebook that follows its latents."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import VQModel
+from safetensors.torch import save_file
+
+from infra.errors import InputError
+from tests.golden_arrays import assert_reproduced, formula_weight, load
+from tokenize_jobs.tokenizers.codebook import MovingCodebook, look_up, nearest
+from tokenize_jobs.tokenizers.kl import published_name
+from tokenize_jobs.tokenizers.vq import VQ16_CODES, VQLatents, VQTokenizer, filled, new_vq16, read_vq16
+from tokenize_jobs.tokens import Codes, PlainLatents
+
+
+def published_names(levels, blocks, attention):
+    """Names of taming's autoencoder with attention at one level."""
+    layers = [f"{half}.{end}" for half in ("encoder", "decoder") for end in ("conv_in", "conv_out", "norm_out")]
+    layers += ["quant_conv", "post_quant_conv", "quantize.embedding"]
+    resnets = [f"{half}.mid.block_{i}" for half in ("encoder", "decoder") for i in (1, 2)]
+    resnets += [f"encoder.down.{level}.block.{i}" for level in range(levels) for i in range(blocks)]
+    resnets += [f"decoder.up.{level}.block.{i}" for level in range(levels) for i in range(blocks + 1)]
+    layers += [
+        f"{resnet}.{layer}" for resnet in resnets for layer in ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
+    ]
+    attentions = ["encoder.mid.attn_1", "decoder.mid.attn_1"]
+    attentions += [f"encoder.down.{attention}.attn.{i}" for i in range(blocks)]
+    attentions += [f"decoder.up.{attention}.attn.{i}" for i in range(blocks + 1)]
+    layers += [f"{place}.{layer}" for place in attentions for layer in ("norm", "q", "k", "v", "proj_out")]
+    layers += [f"encoder.down.{level}.downsample.conv" for level in range(levels - 1)]
+    layers += [f"decoder.up.{level}.upsample.conv" for level in range(1, levels)]
+    return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+@pytest.fixture
+def vq16_file(tmp_path):
+    """VQ-f16's file with weights by formula, as the arrays were recorded with."""
+    ours = new_vq16().state_dict()
+    scale, state = load("vq16_full").meta["codebook_scale"], {}
+    for name in published_names(levels=5, blocks=2, attention=4):
+        if (renamed := published_name(name, levels=5)) in ours:
+            shape = tuple(ours[renamed].shape)
+            linear = ".attn" in name and len(shape) == 2
+            state[name] = formula_weight(name, (*shape, 1, 1) if linear else shape)
+    name = "quantize.embedding.weight"  # an exception to the formula, of the same draws
+    state[name] = state[name] / 0.9 * np.sqrt(8) * scale
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {**state, "loss.discriminator.weight": torch.zeros(1)}}, path)
+    return str(path)
+
+
+def test_vq16_gives_the_recorded_codes_and_images(vq16_file):
+    golden, tokenizer = load("vq16_full").arrays, VQTokenizer(read_vq16(vq16_file))
+    assert (tokenizer.stride, tokenizer.tokens(4)) == (16, Codes(VQ16_CODES, 4, 4))
+    with torch.inference_mode():
+        assert_reproduced(tokenizer.vq.encoder(golden["images"]), golden["encoder_out"])
+        assert_reproduced(tokenizer.latents(golden["images"]), golden["z"])
+    codes = tokenizer.encode(golden["images"])
+    assert torch.equal(codes.flatten(1), golden["ids"])
+    assert_reproduced(look_up(codes, tokenizer.codebook), golden["quantised"])
+    assert torch.equal(nearest(golden["vectors"], tokenizer.codebook).flatten(1), golden["vectors_ids"])
+    assert_reproduced(tokenizer.decode(codes[:, None].float()), golden["decoded"].clamp(-1, 1))
+    before = VQLatents(tokenizer.vq)
+    assert before.tokens(4) == PlainLatents(8, 4, 4)
+    assert torch.equal(before.encode(golden["images"]), tokenizer.latents(golden["images"]))
+    assert_reproduced(before.decode(golden["z"]), golden["decoded"].clamp(-1, 1))  # quantised to be decoded
+
+
+def test_vq16_of_other_weights_is_named(tmp_path):
+    save_file(load("mar_tiny").published_state, tmp_path / "mar.safetensors")
+    with pytest.raises(InputError, match=r"mar\.safetensors: not VQ-f16: \d+ tensors missing, unknown or mis-shaped"):
+        read_vq16(str(tmp_path / "mar.safetensors"))
+
+
+def small_vq():
+    return VQModel(
+        block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=32, latent_channels=4, num_vq_embeddings=16,
+        vq_embed_dim=4, down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    )  # fmt: skip
+
+
+def test_codebook_of_another_size_is_refused():
+    names = published_names(levels=2, blocks=1, attention=1)
+    ours = small_vq().state_dict()
+    state = {name: ours[published_name(name, 2)] for name in names if published_name(name, 2) in ours}
+    assert filled(small_vq(), state, "f") is not None
+    state["quantize.embedding.weight"] = torch.zeros(17, 4)
+    with pytest.raises(InputError, match=r"f: not VQ-f16: 1 tensors .*quantize\.embedding\.weight"):
+        filled(small_vq(), state, "f")
+
+
+def test_codebook_finds_the_clusters_of_its_latents():
+    centres = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 4.0], [0.0, -4.0]])
+    draws, codebook = np.random.default_rng(0), MovingCodebook(6, 2, 0.9)
+    for _ in range(60):
+        of = draws.integers(4, size=(2, 5, 5))
+        noise = torch.from_numpy(draws.standard_normal((2, 2, 5, 5), dtype=np.float32))
+        codebook.follow(look_up(torch.from_numpy(of), centres) + 0.1 * noise, draws)
+    nearest_centre = torch.cdist(centres, codebook.vectors).amin(1)
+    assert nearest_centre.max() < 0.2
+    assert torch.cdist(codebook.vectors, centres).amin(1).max() < 0.6  # none is left behind
+
+
+def test_nearest_is_the_first_of_equals_and_does_not_depend_on_the_batch():
+    codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert nearest(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), codebook).item() == 0
+    latents = torch.randn(5, 2, 3, 3)
+    one_by_one = torch.cat([nearest(one[None], codebook) for one in latents])
+    assert torch.equal(nearest(latents, codebook), one_by_one)
