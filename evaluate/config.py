@@ -18,7 +18,7 @@ YOUNG_MAX_TIMESTEP = 950
 At t = 999 the first guess of x_0 multiplies the network's error by 20,000: hundreds of epochs make it small enough, and
 a young model's samples are ruined by it; from 950 the factor is 13.
 """
-Order = Literal["random", "raster", "halton", "gtr"]
+Order = Literal["random", "raster", "halton", "gtr", "confidence"]
 
 
 STEP_SHAPES: dict[str, Callable[[int, int, int, int], int]] = {
@@ -81,7 +81,9 @@ class Sampling:
     cfg_schedule: Literal["linear", "constant"] = "linear"
     """Guidance grows linearly with the share of revealed tokens, or stays constant."""
     order: Order = "random"
-    """Order in which the tokens are generated."""
+    """Order in which the tokens are generated; confidence: the surest of the drawn ones first, as MaskGIT does."""
+    choice_temperature: float = added(default=4.5)
+    """Of order confidence: scale of the Gumbel noise on the log confidence, which falls linearly to 0."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast, with norms and the head's output in float32."""
     decoder_precision: Literal["fp32", "bf16"] = added(default="fp32")
@@ -99,6 +101,10 @@ class Sampling:
             temperature_on=self.temperature_on, max_timestep=self.max_timestep, top_k=self.top_k, top_p=self.top_p,
         )  # fmt: skip
 
+    def choice_noise_at(self, step: int) -> float:
+        """Return the scale of the noise on the confidence in autoregressive step `step` (0-based)."""
+        return self.choice_temperature * (1 - (step + 1) / self.ar_steps)
+
     def cfg_at(self, masked_after: int, num_tokens: int) -> float:
         """Return the guidance of the step after which `masked_after` tokens are still masked."""
         return CFG_SCHEDULES[self.cfg_schedule](self.cfg_scale, masked_after, num_tokens)
@@ -114,6 +120,8 @@ class Sampling:
             raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
         if self.cfg_scale != 1 and model.label_drop == 0:
             raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
+        if self.order == "confidence" and not model.head.has_density:
+            raise InputError(f"order is 'confidence', but a {model.head.kind} head cannot tell how likely a token is")
         try:
             model.trunk.check_sampling(self.order, self.ar_steps, kept)
             for step in (0, self.ar_steps - 1):

@@ -98,6 +98,7 @@ def _gtr_stages(side: int) -> Tensor:
 
 
 RANKS: dict[Order, Callable[[int], Tensor]] = {
+    "confidence": lambda side: torch.zeros(side * side, dtype=torch.long),  # to begin with; found on the way
     "random": lambda side: torch.zeros(side * side, dtype=torch.long),
     "raster": lambda side: torch.arange(side * side),
     "halton": _halton_ranks,

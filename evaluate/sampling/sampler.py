@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluate.config import Sampling
+from evaluate.sampling.confidence import most_confident, to_gumbel
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import NoiseSource
 from evaluate.sampling.orders import generation_order, reveal_counts
@@ -16,7 +17,7 @@ from infra.errors import InputError
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
 from train.models.patchify import patchify, unpatchify
-from train.models.transformer import put_rows
+from train.models.transformer import put_rows, take_rows
 
 
 def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known | None = None) -> None:
@@ -28,6 +29,16 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
         )
+
+
+def _start(config: Model, order: Tensor, known: Known | None, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Return tokens (B, L, C), the order (B, L) with the kept ones first, and how many are kept."""
+    if known is None:
+        blank = torch.zeros(len(order), config.num_tokens, config.token_channels, device=device)
+        return blank, order.to(device), 0
+    tokens = patchify(known.latents.to(device).float(), config.patch_size)
+    order = order.gather(1, (~known.keep[order]).long().argsort(dim=1, stable=True))
+    return tokens, order.to(device), int(known.keep.sum())
 
 
 @torch.no_grad()
@@ -46,20 +57,17 @@ def sample(
     check(config, settings, labels, known)
     device = next(model.parameters()).device
     length, channels = config.num_tokens, config.token_channels
-    order = generation_order(settings.order, noise.order(length))
+    tokens, order, given = _start(config, generation_order(settings.order, noise.order(length)), known, device)
     batch = len(order)
-    tokens = torch.zeros(batch, length, channels, device=device)
-    given = 0
-    if known is not None:
-        tokens = patchify(known.latents.to(device).float(), config.patch_size)
-        order = order.gather(1, (~known.keep[order]).long().argsort(dim=1, stable=True))  # kept tokens first
-        given = int(known.keep.sum())
-    order = order.to(device)
     counts = reveal_counts(settings.order, length - given, settings.ar_steps)
     heads = [settings.head_at(step) for step in range(len(counts))]
 
-    def step_noise(step: int) -> Tensor:
-        return noise.normal(model.head.sampling_draws(heads[step]), counts[step], channels).flatten(1, 2)
+    by_confidence = settings.order == "confidence"
+    asked = [sum(counts[step:]) for step in range(len(counts))] if by_confidence else counts
+
+    def step_noise(step: int) -> tuple[Tensor, Tensor | None]:
+        draws = noise.normal(model.head.sampling_draws(heads[step]), asked[step], channels).flatten(1, 2)
+        return draws, noise.normal(1, asked[step], 1)[0, :, :, 0] if by_confidence else None
 
     bf16 = settings.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16), one_ahead(step_noise, range(len(counts))) as ahead:
@@ -70,15 +78,21 @@ def sample(
         state = model.begin(vectors, order)
 
         start = given
-        for step, draws in ahead:
-            count = counts[step]
-            condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, start + count)
+        for step, (draws, choice) in ahead:
+            count, stop = counts[step], start + asked[step]
+            condition = model.conditions(state, tokens.repeat(2, 1, 1) if guided else tokens, start, stop)
             condition, null = (
                 (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
             )
             cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
             drawn = model.head.sample(condition, draws.to(device, non_blocking=True), heads[step], null, cfg_scale)
-            positions = order[:batch, start : start + count].sort(1).values
-            tokens = put_rows(tokens, positions, drawn.view(batch, count, channels))
+            positions, drawn = order[:batch, start:stop].sort(1).values, drawn.view(batch, -1, channels)
+            if choice is not None:
+                density = model.head.log_density(drawn.flatten(0, 1), condition, null, cfg_scale).view(batch, -1)
+                surest = most_confident(density, to_gumbel(choice.to(device)), settings.choice_noise_at(step))
+                positions, drawn = positions.gather(1, surest), take_rows(drawn, surest)
+                order = torch.cat([order[:, :start], positions.repeat(len(order) // batch, 1)], 1)
+                state = model.begin(vectors, order)
+            tokens = put_rows(tokens, positions[:, :count], drawn[:, :count])
             start += count
     return unpatchify(tokens, config.patch_size)

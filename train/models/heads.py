@@ -53,6 +53,7 @@ class DiffusionHead:
     batch_mul: int = 4
     """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
     draws: ClassVar[Form] = "continuous tokens"
+    has_density: ClassVar[bool] = False
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
         """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
@@ -87,6 +88,7 @@ class FlowHead:
     batch_mul: int = 4
     """Draws of (time, noise) for each token in each training step."""
     draws: ClassVar[Form] = "continuous tokens"
+    has_density: ClassVar[bool] = False
     solvers: ClassVar[tuple[Solver, ...]] = ("ancestral", "ddim")
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
@@ -121,6 +123,7 @@ class MixtureHead:
     components: int = 16
     """Gaussians in the mixture of a token."""
     draws: ClassVar[Form] = "continuous tokens"
+    has_density: ClassVar[bool] = True
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
         """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
@@ -145,6 +148,7 @@ class CategoricalHead:
     kind: Literal["categorical"] = "categorical"
     """A probability for each code of a tokenizer that quantizes; the loss is the cross-entropy."""
     draws: ClassVar[Form] = "codes"
+    has_density: ClassVar[bool] = True
 
     def build(self, channels: int, condition_width: int) -> "TokenHead":
         """Return the network for `channels` codes, given conditions (N, condition_width)."""

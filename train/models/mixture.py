@@ -92,6 +92,16 @@ class GaussianMixture(TokenHead):
         """Return the negative log-likelihood, in nats a token, of target (B, n, C) given condition (B, n, D)."""
         return HeadLoss(-self.mixture(condition).log_density(target.float()).mean(), {})
 
+    def log_density(
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        null_condition: Tensor | None = None,  # noqa: ARG002
+        cfg_scale: float = 1.0,  # noqa: ARG002
+    ) -> Tensor:
+        """Return log p (N,) of tokens (N, C) given condition (N, D), guided or not."""
+        return self.mixture(condition).log_density(tokens.float())
+
     def sampling_draws(self, settings: HeadSampling) -> int:  # noqa: ARG002
         """Return 2: the first chooses the component, the second is its noise."""
         return 2

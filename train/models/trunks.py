@@ -118,6 +118,10 @@ class CausalTrunk:
         to_generate, given = kept.count(False), kept.count(True)
         if ar_steps != self.least_steps(to_generate):
             raise ValueError(f"ar_steps is {ar_steps}; a causal model needs one a token: {to_generate}")
+        if order == "confidence":
+            raise ValueError(
+                "order is 'confidence'; a causal model must be told each position before its token is drawn"
+            )
         if self.order == "raster" and order != "raster":
             raise ValueError(f"order is '{order}'; this model was trained on order 'raster' alone")
         if self.order == "raster" and not all(kept[:given]):
