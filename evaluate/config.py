@@ -83,7 +83,7 @@ class Sampling:
     order: Order = "random"
     """Order in which the tokens are generated; confidence: the surest of the drawn ones first, as MaskGIT does."""
     choice_temperature: float = added(default=4.5)
-    """Of order confidence: scale of the Gumbel noise on the log confidence, which falls linearly to 0."""
+    """Scale of the Gumbel noise on log confidences, in order confidence; it falls linearly to 0."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast, with norms and the head's output in float32."""
     decoder_precision: Literal["fp32", "bf16"] = added(default="fp32")

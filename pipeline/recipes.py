@@ -23,7 +23,8 @@ from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import Architecture, mar_base, mar_huge, mar_large, trunk
-from train.models.heads import DiffusionHead
+from train.models.heads import CategoricalHead, DiffusionHead
+from train.models.trunks import CausalTrunk, MaskedTrunk, Trunk
 from tune.config import FieldSweep, HeadSweep, NoSweep, SamplingSweep
 
 
@@ -114,6 +115,48 @@ def cifar10_32() -> Recipe:
     )  # fmt: skip
 
 
+def _table1(row: str, comes_next: str, chosen: Trunk, sampling: Sampling, *, codes: bool) -> Callable[[], Recipe]:
+    """Return a recipe of Table 1 of Li et al. 2024: the same pictures, width, blocks, steps and batch in every row."""
+
+    def recipe() -> Recipe:
+        head = CategoricalHead() if codes else DiffusionHead(width=256, batch_mul=2)
+        tokenizer = FitVQTokenizer(train_steps=1200) if codes else FitTokenizer(train_steps=1200)
+        process = (
+            {} if codes else {"diffusion_steps": DiffusionSteps(first=30, last=30), "max_timestep": YOUNG_MAX_TIMESTEP}
+        )
+        base = emoji_32()
+        training = replace(base.train, model=Architecture(trunk=chosen, head=head), train_steps=1500, lr=1e-3)
+        drawn = replace(base.evaluate.generate, sampling=replace(sampling, cfg_scale=1.5, **process))
+        steps = (16, _TABLE_1_TOKENS) if isinstance(chosen, MaskedTrunk) else ()
+        sweep = SamplingSweep(temperature=(), cfg_scale=(), ar_steps=steps, images=512, finalists=0)
+        return replace(
+            base, name=f"table1-{row}", tokenizer=tokenizer, train=training, tune=sweep if steps else NoSweep(),
+            evaluate=replace(base.evaluate, generate=drawn, ceiling=False),
+        )  # fmt: skip
+
+    recipe.__doc__ = f"""Table 1 of Li et al. 2024 on the demo's pictures: {comes_next}, {_LOSSES[codes]}."""
+    return recipe
+
+
+_TABLE_1_TOKENS = 64
+_LOSSES = {True: "cross-entropy on codes", False: "Diffusion Loss"}
+_CAUSAL = CausalTrunk(width=128, depth=8, heads=4, buffer_size=4, dropout=0.0)
+_MASKED = replace(trunk(128, 4, 4), buffer_size=4, dropout=0.0, mask_ratio_min=0.5)
+_ROWS: Mapping[str, tuple[str, Trunk, Sampling]] = {
+    "raster": (
+        "raster AR", replace(_CAUSAL, order="raster"), Sampling(ar_steps=_TABLE_1_TOKENS, order="raster")
+    ),
+    "random": ("random-order AR", _CAUSAL, Sampling(ar_steps=_TABLE_1_TOKENS)),
+    "mar": ("MAR, one token a step and many", _MASKED, Sampling(ar_steps=16)),
+}  # fmt: skip
+TABLE_1 = {
+    f"table1-{row}-{loss}": _table1(f"{row}-{loss}", *of, codes=loss == "ce")
+    for row, of in _ROWS.items()
+    for loss in ("ce", "diff")
+}
+"""table1-{raster, random, mar}-{ce, diff}; of mar, the sweep draws both one token a step and many."""
+
+
 def _imagenet_256(name: str, model: Train, cfg_scale: float) -> Recipe:
     """ImageNet at 256 px as published: KL-16 latents, 400 epochs, 256 AR steps x 100 diffusion steps, FID-50K."""
     sampling = Sampling(ar_steps=256, cfg_scale=cfg_scale, precision="bf16")
@@ -163,6 +206,7 @@ def with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-32": emoji_32,
     "cifar10-32": cifar10_32,
+    **TABLE_1,
     "imagenet-256-mar-b": imagenet_256_mar_b,
     "imagenet-256-mar-l": imagenet_256_mar_l,
     "imagenet-256-mar-h": imagenet_256_mar_h,

@@ -12,14 +12,17 @@ from train.models.head_mlp import HeadMLP, Modulations
 from train.models.heads import DiffusionHead, HeadSampling, Solver
 from train.models.noise_schedule import TRAIN_TIMESTEPS
 
+FIXED_FRACTION = -1.0
+"""Of a fixed variance: beta~."""
+
 
 class DiffusionLoss(TokenHead):
-    """Predicts the noise in a token, and where its variance lies between beta and beta~."""
+    """Predicts the noise in a token and, unless the variance is fixed, where that lies between beta and beta~."""
 
     def __init__(self, config: DiffusionHead, channels: int, condition_width: int) -> None:
         super().__init__()
-        self.channels = channels
-        self.net = HeadMLP(channels, condition_width, 2 * channels, config.width, config.depth)
+        self.channels, self.learns_variance = channels, config.variance == "learned"
+        self.net = HeadMLP(channels, condition_width, channels * (1 + self.learns_variance), config.width, config.depth)
         self.tables = TrainingTables()
 
     def loss(self, target: Tensor, condition: Tensor, draws: Mapping[str, Tensor]) -> HeadLoss:
@@ -28,10 +31,10 @@ class DiffusionLoss(TokenHead):
             target.flatten(0, 1), condition.flatten(0, 1), draws["uniform"].flatten(1), draws["noise"].flatten(1, 2)
         )
         mse, vb = (term.mean() for term in terms)
-        return HeadLoss(mse + vb, {"mse": mse.detach(), "vb": vb.detach()})
+        return HeadLoss(mse + vb, {"mse": mse.detach(), "vb": vb.detach()} if self.learns_variance else {})
 
     def row_terms(self, target: Tensor, condition: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (mse, vb), each (M, N), of tokens target (N, C) given condition (N, D).
+        """Return (mse, vb), each (M, N), of tokens target (N, C) given condition (N, D); vb is 0 of a fixed variance.
 
         uniform (M, N) in [0, 1) chooses the timesteps, noise (M, N, C) is standard normal.
         """
@@ -41,6 +44,9 @@ class DiffusionLoss(TokenHead):
         x_t = q_sample(x0, noise, t, self.tables)
         embedded = self.net.cond_embed(condition).repeat(draws, 1)  # once a token, not once a draw
         output = self.net(x_t, self.net.time_embed(t), embedded)
+        if not self.learns_variance:
+            mse = (noise - output).square().mean(-1)
+            return mse.view(draws, rows), torch.zeros_like(mse).view(draws, rows)
         mse, vb = row_losses(output, x0, x_t, noise, t, self.tables)
         return mse.view(draws, rows), vb.view(draws, rows)
 
@@ -93,7 +99,8 @@ class DiffusionLoss(TokenHead):
         Which step it is, `row` and the embedded `time` (1, W) tell: tensors, so that one compiled graph serves all.
         """
         output = self.net(guidance.repeat(x), time, guidance.rows, layers)
-        predicted, fraction = guidance.combine(output, self.channels).chunk(2, dim=-1)
+        combined = guidance.combine(output, self.channels)
+        predicted, fraction = combined.chunk(2, dim=-1) if self.learns_variance else (combined, FIXED_FRACTION)
         predicted, temperature = _tempered(predicted, settings)
         step = ReverseStep(*row.unbind())
         x0 = step.predicted_x0(x, predicted)
@@ -118,7 +125,7 @@ class Denoised(NamedTuple):
     x: Tensor
     x0: Tensor
     predicted: Tensor
-    fraction: Tensor
+    fraction: Tensor | float
     older_x0: Tensor
     temperature: float
     fresh: Tensor

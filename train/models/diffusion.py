@@ -78,7 +78,7 @@ def _posteriors(
     return true_mean, log_variance_min, mean, log_variance
 
 
-def _between(fraction: Tensor, log_variance_min: Tensor, log_beta: Tensor) -> Tensor:
+def _between(fraction: Tensor | float, log_variance_min: Tensor, log_beta: Tensor) -> Tensor:
     """Interpolate the log variance between beta~ and beta (Nichol & Dhariwal eq. 15); fraction is in [-1, 1]."""
     share = (fraction + 1) / 2
     return share * log_beta + (1 - share) * log_variance_min
@@ -118,7 +118,7 @@ class ReverseStep:
         """Return x_0 as the predicted noise implies it."""
         return self.recip * x_t - self.recip_minus_one * predicted
 
-    def ancestral(self, x_t: Tensor, x0: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
+    def ancestral(self, x_t: Tensor, x0: Tensor, fraction: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of p(x_{t-1} | x_t); step 0 takes the mean alone."""
         mean = self.coef_x0 * x0 + self.coef_xt * x_t
         return mean, torch.exp(0.5 * _between(fraction, self.log_variance_min, self.log_beta))

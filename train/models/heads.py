@@ -1,7 +1,7 @@
 """The heads there are: what each takes, needs and refuses. The network of each is a module of its own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from train.models.tokens import Form
@@ -52,6 +52,9 @@ class DiffusionHead:
     """Residual blocks of the head's MLP."""
     batch_mul: int = 4
     """Draws of (timestep, noise) for each token in each training step (diffusion_batch_mul)."""
+    variance: Literal["learned", "fixed"] = field(default="learned", metadata={"added": True})
+    """learned: between beta and beta~, by the variational bound, as published; fixed: beta~, and the noise's squared
+    error is the whole loss."""
     draws: ClassVar[Form] = "continuous tokens"
     has_density: ClassVar[bool] = False
 
@@ -169,6 +172,31 @@ class CategoricalHead:
             raise ValueError("top_k must be 0 or more, and top_p above 0 and at most 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegressionHead:
+    """The squared error: no distribution, a negative control."""
+
+    kind: Literal["regression"] = "regression"
+    """The squared error: a prediction, nothing is drawn; the paper's negative control."""
+    draws: ClassVar[Form] = "continuous tokens"
+    has_density: ClassVar[bool] = False
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for tokens of so many channels, given conditions (N, condition_width)."""
+        from train.models.regression import Regression
+
+        return Regression(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:  # noqa: ARG002
+        """Return nothing: a prediction needs no draws."""
+        return {}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot predict tokens with."""
+        _refuse_process(settings, self.kind)
+        _refuse_filters(settings, self.kind)
+
+
 def _refuse_process(settings: HeadSampling, kind: str) -> None:
     _refuse_tempered_prediction(settings, kind)
     if settings.solver != "ancestral" or settings.max_timestep is not None:
@@ -185,4 +213,4 @@ def _refuse_tempered_prediction(settings: HeadSampling, kind: str) -> None:
         raise ValueError(f"a {kind} head predicts no noise that a temperature could divide: temperature_on is 'noise'")
 
 
-Head = DiffusionHead | FlowHead | MixtureHead | CategoricalHead
+Head = DiffusionHead | FlowHead | MixtureHead | CategoricalHead | RegressionHead

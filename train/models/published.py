@@ -33,8 +33,9 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
     """Return the tensors under the published names. Raises ValueError for a model without a published form."""
-    if not isinstance(config.trunk, MaskedTrunk) or not isinstance(config.head, DiffusionHead):
-        raise ValueError("only a masked model with a diffusion head has a published layout")
+    head = config.head
+    if not isinstance(config.trunk, MaskedTrunk) or not isinstance(head, DiffusionHead) or head.variance != "learned":
+        raise ValueError("only a masked model with a diffusion head of learned variance has a published layout")
     width, depth = config.head.width, config.head.depth
     published = {
         name.replace("final_linear", "final_layer.linear").replace("head.", "diffloss.", 1): tensor
