@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import InputError
-from infra.storage import location
+from infra.storage import location, read_json
 from tokenize_jobs.sources.heldout import Heldout
+from tokenize_jobs.store import shards
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore, _epoch_order
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
@@ -46,7 +49,7 @@ def test_moments_are_read_back_bit_equal_and_mapped(store, moments):
     indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
     assert np.array_equal(opened.stored(indices, flips), moments[flips, indices])
     assert np.array_equal(opened.labels, np.arange(ROWS) % 5)
-    assert all(isinstance(column, np.memmap) for pair in opened._values for column in pair)
+    assert not any(column.flags.owndata or column.flags.writeable for pair in opened._values for column in pair)
 
 
 def test_remote_store_fetches_the_rows_asked_for_once_and_shares_them(store, moments, tmp_path, monkeypatch):
@@ -177,3 +180,33 @@ def test_damage_is_found(store):
 def test_folder_without_a_manifest_is_no_store(tmp_path):
     with pytest.raises(InputError, match=r"no manifest\.json"):
         LatentStore(str(tmp_path))
+
+
+def test_open_store_holds_no_descriptor_however_many_shards_and_whether_local_or_fetched(tmp_path):
+    root, values = location(tmp_path / "many"), np.zeros((1, *LAYOUT.shape), np.float16)
+    names = [f"s{number:03d}" for number in range(40)]
+    for name in names:
+        commit_shard(root, name, to_table(LAYOUT, ["k"], [0], values, values), LAYOUT, [])
+    publish(root, names, LAYOUT, {})
+    remote = location(f"memory://{tmp_path.name}/many")
+    remote.fs.put(f"{root}/", remote.path, recursive=True)
+    LatentStore(root)  # imports what it needs
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened = [LatentStore(root), LatentStore(remote, tmp_path / "cache")]
+    assert [len(store.batch(0, range(40)).labels) for store in opened] == [40, 40]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_commit_records_are_read_at_the_same_time_and_known_ones_not_again(store, monkeypatch):
+    arrived, read = threading.Barrier(2, timeout=20), []
+
+    def waits_for_the_other(path):
+        read.append(path.name)
+        arrived.wait()  # one after the other would wait for ever
+        return read_json(path)
+
+    monkeypatch.setattr(shards, "read_json", waits_for_the_other)
+    known = shards.committed(store)
+    assert sorted(read) == ["a.json", "b.json"]
+    publish(store, ["a", "b"], LAYOUT, {}, known)
+    assert len(read) == 2

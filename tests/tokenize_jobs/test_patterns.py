@@ -1,10 +1,13 @@
 """What a user can write for a source, and which files it names, on a disk and on another filesystem."""
 
+import threading
+
 import pytest
 from upath import UPath
 
 from infra.errors import InputError
 from tests.tokenize_jobs.test_splits import class_folders, labels_by_key, picture, tar
+from tokenize_jobs.sources import patterns
 from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.sources.patterns import find_files
 
@@ -96,3 +99,26 @@ def test_some_class_folders_named_by_a_pattern_keep_their_names(tmp_path):
     class_folders(tmp_path, ["cat", "dog", "emu"])
     assert scan(f"{tmp_path}/{{cat,emu}}").classes == ("cat", "emu")
     assert scan(f"{tmp_path}/?[ao]*").classes == ("cat", "dog")
+
+
+def test_folders_are_listed_side_by_side_and_give_what_find_gives(tmp_path, monkeypatch):
+    root = UPath(tmp_path)
+    for name in ("train", "val"):
+        for number in range(20):
+            (tmp_path / name / f"c{number}" / "deep" / "er").mkdir(parents=True)
+            for place in ("x.png", "deep/y.png", "deep/er/z.png"):
+                (tmp_path / name / f"c{number}" / place).write_bytes(b"1")
+    (tmp_path / "top.txt").write_bytes(b"2")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    expected = root.fs.find(root.path, detail=True)
+    arrived, find = threading.Barrier(2, timeout=20), type(root.fs).find
+
+    def waits_for_another(self, path, **options):
+        if path.endswith(("train/c0", "val/c0")):
+            arrived.wait()  # one after the other would wait for ever
+        return find(self, path, **options)
+
+    monkeypatch.setattr(type(root.fs), "find", waits_for_another)
+    monkeypatch.setattr(patterns, "_AT_ONCE", 64)
+    _, found = find_files(str(root))
+    assert [f"{root.path}/{name}" for name in found] == sorted(expected)

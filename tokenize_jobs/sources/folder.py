@@ -32,9 +32,11 @@ def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
 
 def read_images(root: UPath, shard: Shard, wants: Wants, name: str) -> Iterator[Sample]:  # noqa: ARG001
     """Yield the wanted image files of a shard; their names are their keys."""
-    for key, label in zip(shard.files, shard.labels, strict=True):
+    for place, (key, label) in enumerate(zip(shard.files, shard.labels, strict=True)):
         if wants(key):
-            yield Sample(key, (root / key).read_bytes(), label)
+            content = (root / key).read_bytes()
+            shard.require_size(place, root / key, len(content))
+            yield Sample(key, content, label)
 
 
 FOLDER = Layout("folder", _takes, _classes, _shards, read_images)

@@ -4,8 +4,6 @@ The listing's digest covers classes, names and sizes, and a sample of the conten
 it takes seconds on millions of files; a file changed in place without changing its size, middle only, is not noticed.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,7 +12,8 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import where
-from infra.storage import is_local, location
+from infra.storage import location
+from tokenize_jobs.sources.digest import source_digest
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
@@ -30,7 +29,8 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (IMAGENET, WEBDA
 """In the order in which they are looked for: the first that any file is of is the source's."""
 _SINGLE_IMAGES = (FOLDER, FLAT)
 """Layouts whose files are images themselves."""
-_SAMPLE_BYTES = 65536
+_MOST_IGNORED = 0.01
+"""Share of the bytes in files of other layouts that is passed over; more is a source that mixes layouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +198,32 @@ def _find(path: str, labels: Labels = OWN_LABELS) -> _Files:
         raise InputError(f"image source {path}: cannot be read ({type(error).__name__}: {error})") from None
     for layout in LAYOUTS.values():
         if infos := {name: info for name, info in found.items() if layout.takes(name)}:
+            _refuse_mixed(root, layout, infos, found)
             return _Files(root, layout, infos, labels)
     raise InputError(f"image source {root}: holds no .tar, no .parquet and no images ({', '.join(IMAGE_SUFFIXES)}).")
+
+
+def _refuse_mixed(root: UPath, layout: Layout, taken: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise InputError where files that would be passed over are too many to be there by chance."""
+    tars = (IMAGENET, WEBDATASET)  # beside the training images the other downloads may lie
+    others = [other for other in LAYOUTS.values() if other is not layout and not {other, layout} <= {*tars}]
+    left = [name for name in found if name not in taken and any(other.takes(name) for other in others)]
+    ignored = sum(int(found[name]["size"] or 0) for name in left)
+    if ignored > _MOST_IGNORED * sum(int(info["size"] or 0) for info in taken.values()):
+        raise InputError(
+            f"image source {root}: mixes layouts: {len(taken)} files are read as {layout.name}, as {min(taken)}, and "
+            f"{len(left)} others hold pictures too, as {min(left)}. Name those you mean, by a folder or a pattern "
+            "like 'DIR/*.tar'."
+        )
 
 
 def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None = None) -> Listing:
     names = list(files.infos)
     classes = _classes(files, num_classes, above, like)
+    shards = files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)})
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
-        shards=files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)}),
+        shards=tuple(replace(s, sizes=tuple(int(files.infos[name]["size"]) for name in s.files)) for s in shards),
         total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()), labels=files.labels,
     )  # fmt: skip
 
@@ -227,9 +243,12 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
                 + (f": there is no {more[0]!r}" if more else ": their order differs")
             )
         return like.classes
+    if not names and not num_classes and not files.labels.table:
+        names = files.layout.names(files.root, list(files.infos), files.labels.name)
     if not names and not num_classes:
         raise InputError(
-            f"image source {files.root}: how many classes? Give num_classes, or put classes.tsv beside the shards."
+            f"image source {files.root}: how many classes? Give --images.num-classes, or put classes.tsv (number, "
+            "name) beside the shards."
         )
     if names and num_classes and num_classes != len(names):
         raise InputError(
@@ -245,13 +264,7 @@ def _table(folder: UPath) -> tuple[str, ...]:
 
 
 def _digest(files: _Files, classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([files.layout.name, classes, *files.labels.identity()]).encode())
-    for name, info in files.infos.items():
-        checksum = str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")
-        digest.update(json.dumps([name, info["size"], checksum]).encode())
-        if not checksum and files.layout not in _SINGLE_IMAGES and is_local(files.root):
-            with (files.root / name).open("rb") as file:
-                digest.update(file.read(_SAMPLE_BYTES))
-                file.seek(max(0, int(info["size"]) - _SAMPLE_BYTES))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    return source_digest(
+        files.root, files.infos, [files.layout.name, list(classes), *files.labels.identity()],
+        is_sampled=files.layout not in _SINGLE_IMAGES,
+    )  # fmt: skip

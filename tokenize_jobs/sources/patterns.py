@@ -1,16 +1,20 @@
 """What a user writes of a source -> its files: a folder, a file, a list `A::B`, braces `{000..146}`, wildcards `*`."""
 
 import posixpath
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
+from fsspec import AbstractFileSystem
 from upath import UPath
 
+from infra.console import Progress
 from infra.errors import InputError
 from infra.storage import location
 
 Infos = dict[str, dict[str, Any]]
 _WILD = frozenset("*?[")
+_AT_ONCE, _LEVELS, _MANY = 16, 3, 100_000
 
 
 def find_files(text: str) -> tuple[UPath, Infos]:
@@ -49,7 +53,7 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     if parent in listed and name in listed[parent]:
         return parent, {name: listed[parent][name]}
     if path.is_dir():
-        return name, path.fs.find(name, detail=True)
+        return name, _find(path.fs, name)
     if path.is_file():
         listed[parent] = {info["name"]: info for info in path.fs.ls(parent, detail=True) if info["type"] == "file"}
         return parent, {name: listed[parent].get(name) or path.fs.info(name)}
@@ -58,11 +62,37 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     matched = path.fs.glob(name, detail=True)
     found = {match: info for match, info in matched.items() if info["type"] == "file"}
     for folder in matched.keys() - found.keys():
-        found |= path.fs.find(folder, detail=True)
+        found |= _find(path.fs, folder)
     if not found:
         raise InputError(f"image source {path}: matches no file")
     fixed = name[: min(name.index(sign) for sign in _WILD if sign in name)]
     return posixpath.dirname(fixed), found
+
+
+def _find(fs: AbstractFileSystem, folder: str) -> Infos:
+    """Return the files below a folder, many folders listed at once; says how far it is when there are many files."""
+    files, folders = Infos(), [folder]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in range(_LEVELS):  # where few folders hold all others, there is more to share below them
+            if not 0 < len(folders) < _AT_ONCE:
+                break
+            inside = [info for infos in pool.map(lambda name: _inside(fs, name), folders) for info in infos]
+            files |= {info["name"]: info for info in inside if info["type"] != "directory"}
+            folders = [info["name"] for info in inside if info["type"] == "directory"]
+        progress = Progress("pictures", len(folders), "folders listed")
+        for done, infos in enumerate(pool.map(lambda name: fs.find(name, detail=True), folders), 1):
+            files |= infos
+            if len(files) >= _MANY:
+                progress.update(done, f", {len(files):,} files")
+    return files
+
+
+def _inside(fs: AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    """Return what lies in a folder; nothing of one that must not be read, as `find` does."""
+    try:
+        return [info for info in fs.ls(folder, detail=True) if info["name"].rstrip("/") != folder.rstrip("/")]
+    except PermissionError:
+        return []
 
 
 def _at(path: UPath, name: str) -> UPath:

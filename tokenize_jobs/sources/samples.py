@@ -30,6 +30,9 @@ def read_shard(listing: Listing, shard: Shard) -> Iterator[Sample]:
     seen: set[str] = set()
     numbers = {name: number for number, name in enumerate(listing.classes)}
     read, root, labels = LAYOUTS[listing.format].read, location(listing.root), listing.labels
+    if not shard.labels or shard.span != (0, 0):  # one file that holds all; single images are compared as they are read
+        path = root / shard.files[0]
+        shard.require_size(0, path, path.stat().st_size)
     for sample in read(root, shard, lambda key: listing.holds(shard, key), labels.name):
         label = -1 if sample.fault else labels.of(sample.key, sample.label, numbers)
         fault = sample.fault or ("duplicate id" if sample.key in seen else _label_fault(label, len(numbers)))

@@ -20,6 +20,15 @@ class Shard:
     labels: tuple[int, ...] = ()
     span: tuple[int, int] = (0, 0)
     """First byte and end in the file, for a shard that lies in a larger file."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of each file when the source was listed."""
+
+    def require_size(self, place: int, path: UPath, found: int) -> None:
+        """Raise OSError when the file at `place` has another size than when it was listed."""
+        if self.sizes and self.sizes[place] != found:
+            raise OSError(
+                f"{path}: changed since the source was listed: it had {self.sizes[place]} bytes, and has {found}"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Layout:
 
     It raises what the storage raises.
     """
+    names: Callable[[UPath, Sequence[str], str], tuple[str, ...]] = lambda root, files, label: ()  # noqa: ARG005
+    """(root, files, name of the label) -> names of the classes that the labels tell, asked where nothing else does."""
 
 
 def shard_a_file(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001

@@ -118,4 +118,5 @@ def _drawn(shard: Shard, most: int, draws: np.random.Generator) -> Shard:
     if len(shard.files) < 2 or len(shard.files) != len(shard.labels):
         return shard
     kept = draws.permutation(len(shard.files))[:most]
-    return replace(shard, files=tuple(shard.files[i] for i in kept), labels=tuple(shard.labels[i] for i in kept))
+    columns = {name: getattr(shard, name) for name in ("files", "labels", "sizes")}
+    return replace(shard, **{name: tuple(column[i] for i in kept) for name, column in columns.items()})

@@ -23,6 +23,7 @@ from infra.errors import InputError
 from infra.seeding import stream
 from infra.storage import is_local, location, read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
+from tokenize_jobs.store.mapped import mapped
 from tokenize_jobs.store.remote_rows import RemoteRows, fetch
 from tokenize_jobs.store.shards import MANIFEST, columns_of, to_values
 from tokenize_jobs.tokens import TokenKind, read_kind
@@ -127,7 +128,7 @@ def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path
     path = root / "shards" / f"{shard['name']}.parquet"
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
         raise InputError(f"{path}: missing or not {shard['bytes']} bytes long; run `mar latents {root} --verify`")
-    groups = []
+    groups, whole = [], mapped(path) if is_local(path) else None
     options = {} if is_local(path) else {"cache_type": "none"}  # or every read would fetch megabytes ahead
     with path.fs.open(path.path, "rb", **options) as handle:
         file = pq.ParquetFile(handle)
@@ -139,8 +140,9 @@ def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path
                 offset = _plain_values(meta.column(names.index(name)), meta.num_rows, kind)
                 if offset is None:  # written by other software: read it, do not map it
                     columns.append(to_values(file.read_row_group(number, [name])[name], kind))
-                elif is_local(path):
-                    columns.append(np.memmap(str(path), kind.dtype, "r", offset, (meta.num_rows, *kind.shape)))
+                elif whole is not None:
+                    page = whole[offset : offset + meta.num_rows * kind.bytes]
+                    columns.append(page.view(kind.dtype).reshape(meta.num_rows, *kind.shape))
                 else:
                     kept = cache / f"{shard['sha256'][:16]}.{number}.{name}"
                     columns.append(RemoteRows(path, offset, meta.num_rows, kind, kept))

@@ -10,6 +10,7 @@ import numpy as np
 from upath import UPath
 
 from infra.errors import InputError
+from tokenize_jobs.store.mapped import mapped
 from tokenize_jobs.tokens import TokenKind
 
 
@@ -22,9 +23,9 @@ class RemoteRows:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with kept.open("ab") as file:
             file.truncate(rows * (kind.bytes + 1))  # sparse: the values, then a flag for each row
-        mapped = np.memmap(kept, np.uint8, "r")
-        self._values = mapped[: rows * kind.bytes].view(kind.dtype).reshape(rows, *kind.shape)
-        self._fetched = mapped[rows * kind.bytes :]
+        whole = mapped(kept, shared=True)
+        self._values = whole[: rows * kind.bytes].view(kind.dtype).reshape(rows, *kind.shape)
+        self._fetched = whole[rows * kind.bytes :]
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return the values of a fetched row."""
