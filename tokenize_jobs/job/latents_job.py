@@ -23,19 +23,21 @@ from infra.actors import actors
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.storage import storage_errors
+from infra.storage import read_json, storage_errors, write_json
 from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.committer import Committer
 from tokenize_jobs.job.encoder import PartEncoder
 from tokenize_jobs.job.parts import PartReader, Rates
 from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import evenly
 from tokenize_jobs.sources.shard import Shard
 from tokenize_jobs.store.shards import ShardCommit, committed, publish, read_commits
 from tokenize_jobs.tokenizers import Geometry, load
 from tokenize_jobs.tokens import TokenKind
 
 _ENCODERS_A_COMMITTER = 32  # half of what one was measured to keep up with
+_PRECISION, _COMPARED = "precision.json", 32
 _MOST_READERS = 8  # of an encoder: they hold two parts each in the object store, 50 MB at 256 px
 
 
@@ -85,7 +87,7 @@ def _publish(
             f"image source {source.root}: {len(bad)} of {rows + len(bad)} images are bad, more than the share of "
             f"{config.max_bad_fraction:g} that --tokenize.max-bad-fraction allows; first: {examples}"
         )
-    provenance = {
+    provenance: dict[str, Any] = {
         "tokenizer": {"kind": weights.kind, "weights": weights.hash},
         "image_size": config.image_size,
         "classes": list(source.classes),
@@ -96,6 +98,8 @@ def _publish(
             "bytes": source.total_bytes,
         },
     }
+    if config.precision != "fp32":
+        provenance["precision"] = read_json(out / _PRECISION)
     manifest = publish(out, [shard.name for shard in source.shards], kind, provenance, commits)
     _remove(out / "staging")
     return manifest
@@ -119,10 +123,8 @@ def _run(
         [{"shard": index, "of": pickle.dumps(shard)} for index, shard in enumerate(pending)],
         override_num_blocks=len(pending),
     )
-    encoders = actors(
-        PartEncoder, weights, kind, config.batch_size, str(staging),
-        **asdict(workers),
-    )  # fmt: skip
+    encoders = actors(PartEncoder, weights, kind, config, str(staging), at_once=2, **asdict(workers))
+    _measure_precision(config, source, encoders[0], out)
     cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
     parts = rows.flat_map(
         _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
@@ -160,6 +162,15 @@ def _run(
         progress.update(finished, rates.line())
     ray.get(commits)
     return rates.measured()
+
+
+def _measure_precision(config: Tokenize, source: Listing, encoder: Any, out: UPath) -> None:  # noqa: ANN401
+    """Write the error against fp32 on some of the first shard's images, once for a store."""
+    if config.precision == "fp32" or (out / _PRECISION).exists():
+        return
+    images = evenly(replace(source, shards=source.shards[:1]), config.image_size, _COMPARED)
+    found = ray.get(encoder.error.remote(images)) if len(images) else {}
+    write_json(out / _PRECISION, {"name": config.precision, "images": len(images), **found})
 
 
 class _HandingOn:

@@ -42,6 +42,9 @@ def describe(root: UPath) -> str:
             f"{source['format']}, {source['shards']} shards, digest {source['digest'][:16]}",
         ),
     ]
+    if precision := manifest.get("precision"):
+        errors = ", ".join(f"{name} {value:.2g}" for name, value in precision.items() if isinstance(value, float))
+        rows.append(("precision", f"{precision['name']}; against fp32 on {precision['images']} images: {errors}"))
     text = f"latents {root}\n{table(rows, ('what', 'value'))}"
     header, statistics = kind.table(manifest)
     if statistics:
