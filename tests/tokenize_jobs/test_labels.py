@@ -102,3 +102,19 @@ def test_table_of_labels_that_is_none_is_refused(text, message, tmp_path):
         (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         listed(tmp_path, labels=str(tmp_path / "labels.csv"))
+
+
+def test_pictures_without_labels_are_of_one_class_in_any_layout(tmp_path):
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "a.tar", [("x.png", picture(1)), ("y.png", picture(2))])
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"image": [picture(1)]}), tmp_path / "tables" / "a.parquet")
+    (tmp_path / "folders" / "cat").mkdir(parents=True)
+    (tmp_path / "folders" / "cat" / "x.png").write_bytes(picture(1))
+    for name, keys in (("tars", ["x", "y"]), ("tables", ["000000"]), ("folders", ["cat/x.png"])):
+        listing = listed(tmp_path / name, label="none")
+        assert listing.classes == ("image",)
+        assert labels_by_key(listing) == dict.fromkeys(keys, 0)
+    assert listed(tmp_path / "folders", label="none").digest != listed(tmp_path / "folders").digest
+    with pytest.raises(InputError, match=r"--images\.label none"):
+        listed(tmp_path / "tars")

@@ -13,6 +13,10 @@ from infra.storage import location
 _HEADERS = {"key", "id", "image", "image_id", "file", "filename", "name", "path"}
 
 
+NONE = "none"
+"""Name of the label of pictures that have none, or whose labels are not asked for: one class."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """How to find a sample's label: numbers from 0, or names of classes."""
@@ -37,6 +41,8 @@ class Labels:
 
     def of(self, key: str, label: int | str, numbers: Mapping[str, int]) -> int | str:
         """Return the class's number for sample `key`, labelled `label` in its file; a name that is no class stays."""
+        if self.name == NONE and not self.table:
+            return 0
         if self.table:
             rows = _read(self.table)
             names = (key, PurePosixPath(key).name, PurePosixPath(key).stem)

@@ -18,7 +18,7 @@ from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.imagenet import IMAGENET
-from tokenize_jobs.sources.labels import OWN_LABELS, Labels
+from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
 from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.patterns import find_files
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Shard
@@ -50,7 +50,8 @@ class ImageFiles:
     heldout_share: float = 0.02
     """Share of the images kept from training where there is no held-out path or split; 0 keeps none."""
     label: str = "label"
-    """Field of .json members, or column of Parquet tables, that holds the label: a number or a class's name."""
+    """Field of .json members, or column of Parquet tables, that holds the label: a number or a class's name. Or none:
+    the pictures are of one class."""
     labels: str = where(default="")
     """CSV or TSV of key and label, in place of labels in the files; a key is a file's name, also without its suffix."""
     num_classes: int = 0
@@ -233,6 +234,8 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
 
     Raises InputError when there are none, not as many as `num_classes`, or one that `like` has not.
     """
+    if files.labels.name == NONE and not files.labels.table:
+        return ("image",)
     own = files.layout.classes(files.root, list(files.infos), files.labels.name) if not files.labels.table else ()
     names = own or _table(files.root) or _table(above) or (files.labels.classes() if files.labels.table else ())
     if like is not None:
@@ -247,8 +250,8 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
         names = files.layout.names(files.root, list(files.infos), files.labels.name)
     if not names and not num_classes:
         raise InputError(
-            f"image source {files.root}: how many classes? Give --images.num-classes, or put classes.tsv (number, "
-            "name) beside the shards."
+            f"image source {files.root}: how many classes? Give --images.num-classes, put classes.tsv (number, "
+            "name) beside the shards, or say --images.label none if they have no labels."
         )
     if names and num_classes and num_classes != len(names):
         raise InputError(

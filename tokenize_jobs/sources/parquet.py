@@ -9,6 +9,7 @@ from typing import Any
 from upath import UPath
 
 from infra.errors import InputError
+from tokenize_jobs.sources.labels import NONE
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
 
 _BATCH_ROWS, _AT_ONCE = 64, 16
@@ -72,7 +73,8 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
         try:
             table = pq.ParquetFile(file)
             image = next((name for name in _IMAGES if name in table.schema_arrow.names), _IMAGES[0])
-            missing = {image, label} - set(table.schema_arrow.names)
+            columns = [image] if label == NONE else [image, label]
+            missing = {*columns} - set(table.schema_arrow.names)
             if missing:
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these
@@ -83,10 +85,10 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
         for group in range(table.num_row_groups):
             row = first
             try:
-                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[image, label]):
+                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
                     for value in batch.to_pylist():
                         if wants(key := f"{row:06d}"):
-                            yield _sample(key, value[image], value[label])
+                            yield _sample(key, value[image], value.get(label))
                         row += 1
             except (OSError, ValueError) as error:
                 _raise_if_of_storage(error)
