@@ -23,6 +23,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from infra.hold import holding
 from infra.storage import location
+from tokenize_jobs.sources.imagenet import spoken
 from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
 from train.config import Train
@@ -74,7 +75,7 @@ def evaluate(
     )  # fmt: skip
     from evaluate.report.page import Findings, write_report  # matplotlib takes a second to import
 
-    names = card.classes or tuple(str(label) for label in range(classes))
+    names = spoken(card.classes) or tuple(str(label) for label in range(classes))
     write_report(
         Findings(
             result=result, classes=names, generated=sets["samples"], shown=shown, real=real,
@@ -115,7 +116,7 @@ def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> 
     indices = [index for index in range(count) if is_shown(index, classes, config.grid_columns)]
     images = dict(zip(indices, drawn.shown, strict=False))
     if images:
-        picture = sample_grid(images.__getitem__, count, card.classes, config.grid_columns)
+        picture = sample_grid(images.__getitem__, count, spoken(card.classes), config.grid_columns)
         picture.save(Path(str(out)) / GRID)
         write_shard(out / "samples.tar", list(images.values()), list(images), classes)
     return images

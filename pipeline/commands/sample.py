@@ -30,6 +30,7 @@ from pipeline.recipes import Recipe
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.sources.imagenet import spoken
 from tokenize_jobs.sources.listing import ImageFiles
 from train.card import is_model_directory
 
@@ -112,7 +113,7 @@ def _own(name: str, words: list[str]) -> Recipe:
 def draw(subject: Subject, options: Draw) -> str:
     """Write the images; returns a line saying where."""
     generator = Generator(subject.model, subject.tokenizer, use_ema=not options.raw_weights)
-    names = generator.card.classes
+    names = spoken(generator.card.classes)
     count = generator.card.model.num_classes
     labels = options.classes or tuple(range(min(10, count)))
     outside = [label for label in labels if not 0 <= label < count]

@@ -16,6 +16,7 @@ from infra.console import say, table
 from infra.errors import InputError
 from pipeline.estimate import kl16_estimate
 from pipeline.flags import Unprefixed, parse
+from tokenize_jobs.sources.imagenet import spoken
 from tokenize_jobs.sources.listing import ImageFiles, Listing, scan_images
 from tokenize_jobs.sources.survey import SINGLE_FILES, Survey, survey
 
@@ -66,7 +67,7 @@ def _classes(listing: Listing, seen: Survey) -> str:
     """Return a table of the classes: counts of all pictures where the files tell them, else of those opened."""
     tells = listing.format in SINGLE_FILES and not listing.labels.table
     counts = Counter(label for shard in listing.shards for label in shard.labels) if tells else seen.labels
-    rows = [(label, name, counts[label]) for label, name in enumerate(listing.classes[:_MOST_ROWS])]
+    rows = [(label, name, counts[label]) for label, name in enumerate(spoken(listing.classes)[:_MOST_ROWS])]
     if more := len(listing.classes) - len(rows):
         rows.append(("...", f"{more} more", sum(counts.values()) - sum(row[2] for row in rows)))
     return table(rows, ("label", "class", "pictures" if tells else "of those opened"))

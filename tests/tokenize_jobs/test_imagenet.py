@@ -75,3 +75,12 @@ def test_header_damaged_in_a_class_costs_its_image_and_never_reads_into_the_next
         assert [s.fault.split(" at byte")[0] for s in samples if s.fault] == [
             "no valid header and no end of the archive"
         ]
+
+
+def test_thousand_ids_of_imagenet_are_shown_with_their_names_and_other_classes_as_they_are():
+    ids = ["n01440764", *(f"n0{number:07d}" for number in range(1500000, 1500998)), "n15075141"]
+    shown = imagenet.spoken(ids)
+    assert (shown[0], shown[1], shown[-1]) == ("n01440764 tench", "n01500000 goldfish", "n15075141 toilet tissue")
+    assert [name.split()[0] for name in shown] == ids
+    for classes in (ids[:10], ids[::-1], ["cat"], []):
+        assert imagenet.spoken(classes) == tuple(classes)
