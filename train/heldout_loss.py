@@ -11,6 +11,7 @@ from torch import distributed
 from train.batches import StepInput, step_input
 from train.config import Train
 from train.models.autoregressor import Autoregressor
+from train.models.head import HeadLoss
 from train.models.transformer import take_rows
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class HeldoutLoss:
         found = {}
         for part in self._parts:
             with precision:
-                found[part] = _losses(model, step_input(self._store, model.config, self._config, part).to(device))
+                loss = loss_of(model, step_input(self._store, model.config, self._config, part).to(device))
+            found[part] = {name: term.item() for name, term in {"loss": loss.loss, **loss.terms}.items()}
         everywhere = [found]
         if self._world > 1:
             everywhere = [{}] * self._world
@@ -52,10 +54,9 @@ class HeldoutLoss:
         return {f"{PREFIX}{name}": fmean(terms[name] for terms in parts) for name in parts[0]}
 
 
-def _losses(model: Autoregressor, inputs: StepInput) -> dict[str, float]:
+def loss_of(model: Autoregressor, inputs: StepInput) -> HeadLoss:
     """Return what `training_step` minimises, and its terms."""
     tokens, draws = inputs.tokens, inputs.draws
     masked = draws.order[:, draws.num_visible :].sort(1).values
     condition = model(tokens, inputs.labels, draws.drop_label, draws.order, draws.num_visible)
-    found = model.head.loss(take_rows(tokens, masked), condition, draws.head)
-    return {name: term.item() for name, term in {"loss": found.loss, **found.terms}.items()}
+    return model.head.loss(take_rows(tokens, masked), condition, draws.head)

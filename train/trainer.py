@@ -13,6 +13,7 @@ from upath import UPath
 from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
 from infra.follow import following, logged
+from infra.processor import multiplies_bf16
 from infra.storage import read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
@@ -55,6 +56,7 @@ def train(
             workers = replace(workers, count=_dividing(config.batch_size, workers.count))
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
         job = TrainJob(config, model, str(latents), str(log), workers.cpus, heldout, str(heldout_latents or ""))
+        _warn_of_bf16(config, workers)
         result = _trainer(job, workers, out).fit()
     if result.return_value and "failed" in result.return_value:
         raise RuntimeError(
@@ -77,6 +79,15 @@ def train(
         train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,
         images=result.return_value["images"], images_held_back=result.return_value["images_held_back"],
     )  # fmt: skip
+
+
+def _warn_of_bf16(config: Train, workers: Workers) -> None:
+    if config.precision == "bf16" and not workers.gpus and multiplies_bf16() is False:
+        stage(
+            "checkpoint",
+            "warning: this processor does not multiply in bf16, which is then some twenty times slower than fp32: "
+            "--train.precision fp32",
+        )
 
 
 def _dividing(batch_size: int, workers: int) -> int:

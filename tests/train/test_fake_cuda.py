@@ -1,0 +1,86 @@
+"""The forward pass, the loss and one token's sampling on a GPU that is not there: shapes and devices without numbers.
+
+A tensor on the wrong device, or a read of a value, which would wait for the device, raises. The backward pass is left to
+`make gpu`: autograd's engine wants a real device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.small_model import small
+from train.batches import StepInput, training_draws
+from train.heldout_loss import loss_of
+from train.models.build import build_model
+from train.models.heads import HeadSampling
+
+CUDA = torch.device("cuda")
+MOST_OPERATORS = {"diffusion": 240, "flow": 170}
+"""Of a forward pass with its loss, of four blocks and a head of two: each is a launch, some 5 us on a GPU."""
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators that are no views, and keeps those that left a tensor on another device than the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.elsewhere = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.count += func.namespace == "aten" and not func.is_view and func is not torch.ops.aten._unsafe_view.default
+        tensors = [
+            each for each in (found if isinstance(found, tuple | list) else [found]) if isinstance(each, torch.Tensor)
+        ]
+        self.elsewhere += [str(func) for each in tensors if each.device.type != "cuda"]
+        return found
+
+
+@contextmanager
+def on_fake_gpu(config) -> Iterator[torch.nn.Module]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with CUDA:
+            model = build_model(config)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(CUDA), persistent=False)
+        yield model
+
+
+@pytest.mark.parametrize("kind", MOST_OPERATORS)
+@pytest.mark.parametrize("generation", ["masked", "random-causal", "raster-causal"])
+def test_loss_stays_on_the_gpu_without_a_wait_and_in_few_operators(generation, kind):
+    config = small(generation, kind)
+    draws = training_draws(config, 0, 1, range(8))
+    with on_fake_gpu(config) as model:
+        inputs = StepInput(torch.empty(8, 16, 3), torch.zeros(8, dtype=torch.long), draws).to(CUDA)
+        with Operators() as operators:
+            found = loss_of(model.train(), inputs)
+    assert found.loss.device.type == "cuda"
+    assert not operators.elsewhere
+    assert operators.count <= MOST_OPERATORS[kind], operators.count
+
+
+@pytest.mark.parametrize("kind", MOST_OPERATORS)
+def test_token_is_drawn_on_the_gpu_without_a_wait_in_operators_that_grow_with_the_steps_alone(kind):
+    config, counts = small(kind=kind), []
+    width = config.trunk.width if hasattr(config.trunk, "width") else config.trunk.decoder_width
+    with on_fake_gpu(config) as model, torch.no_grad():
+        for steps in (5, 10):
+            settings = HeadSampling(steps=steps)
+            noise = torch.empty(model.head.sampling_draws(settings), 6, 3, device=CUDA)
+            condition = torch.empty(6, width, device=CUDA)
+            with Operators() as operators:
+                drawn = model.head.sample(condition, noise, settings, condition, 2.0)
+            assert drawn.device.type == "cuda"
+            counts.append(operators.count)
+    assert (counts[1] - counts[0]) / 5 <= 50
+
+
+def test_read_of_a_value_raises_here():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        torch.empty(3, device=CUDA).sum().item()
