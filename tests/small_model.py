@@ -10,7 +10,7 @@ from train.models.build import build_model
 from train.models.config import Architecture, trunk
 from train.models.heads import CategoricalHead, DiffusionHead, FlowHead
 from train.models.tokens import CodeTokens
-from train.models.trunks import CausalTrunk
+from train.models.trunks import CausalTrunk, ConvolutionalTrunk
 from train.optimizer import Optimization
 from train.step import training_step
 
@@ -30,6 +30,7 @@ TRUNKS = {
     "masked": replace(trunk(32, 2, 4), buffer_size=8, dropout=0.0),
     "random-causal": CAUSAL,
     "raster-causal": replace(CAUSAL, order="raster"),
+    "pixelcnn": ConvolutionalTrunk(width=32, depth=3),
 }
 
 
@@ -55,4 +56,4 @@ def small_of_codes(generation="masked", codes=11, **changes):
     )
 
 
-ORDER_OF = {"masked": "random", "random-causal": "random", "raster-causal": "raster"}
+ORDER_OF = {"masked": "random", "random-causal": "random", "raster-causal": "raster", "pixelcnn": "raster"}

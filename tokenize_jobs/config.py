@@ -37,9 +37,9 @@ class PretrainedTokenizer:
     """A tokenizer whose weights exist already."""
 
     kind: Literal["kl16", "diffusers", "taef2", "vq16", "vq16-latents", "fitted", "pixels"] = "kl16"
-    """kl16: MAR's file; diffusers: an AutoencoderKL folder; taef2: folder of the two halves; vq16: latent diffusion's
-    VQ-f16, for codes; vq16-latents: the same before quantisation; fitted: folder of one fitted before; pixels: no
-    weights."""
+    """kl16: MAR's file; diffusers: folder of an AutoencoderKL or a VQModel; taef2: folder of the two halves; vq16:
+    latent diffusion's VQ-f16, for codes; vq16-latents: the same before quantisation; fitted: folder of one fitted
+    before; pixels: no weights."""
     path: str = where(default="")
     """File or folder of the tokenizer's weights."""
 

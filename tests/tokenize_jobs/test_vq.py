@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from infra.errors import InputError
 from tests.golden_arrays import assert_reproduced, formula_weight, load
+from tokenize_jobs import tokenizers
+from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers.codebook import MovingCodebook, look_up, nearest
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.vq import VQ16_CODES, VQLatents, VQTokenizer, filled, new_vq16, read_vq16
@@ -89,6 +91,24 @@ def test_codebook_of_another_size_is_refused():
     state["quantize.embedding.weight"] = torch.zeros(17, 4)
     with pytest.raises(InputError, match=r"f: not VQ-f16: 1 tensors .*quantize\.embedding\.weight"):
         filled(small_vq(), state, "f")
+
+
+def test_diffusers_folder_is_what_its_config_says(tmp_path):
+    model = small_vq().eval()
+    model.save_pretrained(tmp_path)
+    config = PretrainedTokenizer(kind="diffusers", path=str(tmp_path))
+    known, loaded = tokenizers.geometry(config), tokenizers.load("diffusers", str(tmp_path))
+    assert (known.stride, known.tokens(4)) == (loaded.stride, loaded.tokens(4)) == (2, Codes(16, 4, 4))
+    images = torch.randn(2, 3, 8, 8).clamp(-1, 1)
+    with torch.no_grad():
+        latents = model.encode(images).latents
+        expected = model.quantize(latents)[2][2].view(2, 4, 4)
+        decoded = model.decode(latents).sample.clamp(-1, 1)
+    assert torch.equal(loaded.encode(images), expected)
+    assert_reproduced(loaded.decode(expected[:, None].float()), decoded)
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    with pytest.raises(InputError, match="holds a diffusers AutoencoderDC; AutoencoderKL and VQModel can be taken"):
+        tokenizers.geometry(config)
 
 
 def test_codebook_finds_the_clusters_of_its_latents():

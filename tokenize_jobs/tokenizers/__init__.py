@@ -109,9 +109,14 @@ def _load_kl16(path: str) -> Tokenizer:
 
 
 def _load_diffusers(path: str) -> Tokenizer:
-    from tokenize_jobs.tokenizers.kl import KLTokenizer, read_diffusers
+    from diffusers import AutoencoderKL, VQModel
 
-    return KLTokenizer(read_diffusers(path))
+    from tokenize_jobs.tokenizers.kl import KLTokenizer, read_diffusers
+    from tokenize_jobs.tokenizers.vq import VQTokenizer
+
+    if _class_in_diffusers(path) == "VQModel":
+        return VQTokenizer(read_diffusers(path, VQModel))
+    return KLTokenizer(read_diffusers(path, AutoencoderKL))
 
 
 def _load_taef2(path: str) -> Tokenizer:
@@ -146,12 +151,25 @@ def _load_pixels(path: str) -> Tokenizer:  # noqa: ARG001  pixels have no weight
 
 
 def _geometry_of_diffusers(path: str) -> Geometry:
-    file = Path(path).expanduser() / "config.json"
+    file, quantizes = Path(path).expanduser() / "config.json", _class_in_diffusers(path) == "VQModel"
     try:
         found = json.loads(file.read_text())
-        return Geometry(2 ** (len(found["block_out_channels"]) - 1), gaussian(int(found["latent_channels"])))
+        grid = codes(int(found["num_vq_embeddings"])) if quantizes else gaussian(int(found["latent_channels"]))
+        return Geometry(2 ** (len(found["block_out_channels"]) - 1), grid)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"tokenizer {file}: not the config of a diffusers AutoencoderKL ({error!r})") from None
+        raise InputError(f"tokenizer {file}: not the config of an AutoencoderKL or a VQModel ({error!r})") from None
+
+
+def _class_in_diffusers(path: str) -> str:
+    """Return which of diffusers' autoencoders a folder holds, by its own config: AutoencoderKL where that is silent."""
+    file = Path(path).expanduser() / "config.json"
+    try:
+        named = json.loads(file.read_text()).get("_class_name", "AutoencoderKL")
+    except (OSError, ValueError, AttributeError):
+        return "AutoencoderKL"  # a hub's name, or damage that reading tells
+    if named not in ("AutoencoderKL", "VQModel"):
+        raise InputError(f"tokenizer {file}: holds a diffusers {named}; AutoencoderKL and VQModel can be taken")
+    return named
 
 
 def _geometry_of_fitted(path: str) -> Geometry:

@@ -2,14 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from infra.errors import InputError
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
 from tokenize_jobs.tokens import gaussian
+
+M = TypeVar("M", bound=ModelMixin)
 
 
 class KLTokenizer:
@@ -37,14 +41,14 @@ class KLTokenizer:
         return self
 
 
-def read_diffusers(path: str) -> AutoencoderKL:
-    """Return the AutoencoderKL in a diffusers folder, or of a hub's name where there is a network."""
+def read_diffusers(path: str, cls: type[M]) -> M:
+    """Return the autoencoder of this class in a diffusers folder, or of a hub's name where there is a network."""
     try:
-        return AutoencoderKL.from_pretrained(path, use_safetensors=True)
+        return cls.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise InputError(
-            f"tokenizer {path}: not a diffusers AutoencoderKL folder with safetensors ({reason})"
+            f"tokenizer {path}: not a diffusers {cls.__name__} folder with safetensors ({reason})"
         ) from None
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from train.models.autoregressor import Autoregressor
@@ -128,7 +128,51 @@ class CausalTrunk:
             raise ValueError("this model can only go on after kept tokens that come first in raster order")
 
 
-Trunk = MaskedTrunk | CausalTrunk
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalTrunk:
+    """Gated PixelCNN: the next token in raster order, by masked convolutions."""
+
+    kind: Literal["pixelcnn"] = "pixelcnn"
+    """Gated PixelCNN, one token a step in raster order; on codes the prior of a VQ-VAE."""
+    width: int = 128
+    """Channels of both stacks."""
+    depth: int = 12
+    """Gated layers of both stacks."""
+    kernel: int = 3
+    """Side of the kernels, odd; a token sees all before it when depth x (kernel // 2) reaches across the grid."""
+    buffer_size: ClassVar[int] = 0
+
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.pixelcnn import GatedPixelCNN
+
+        return GatedPixelCNN(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless the kernel is odd and there are two layers."""
+        if self.kernel < 3 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, and at least 3")
+        if self.depth < 2:
+            raise ValueError(f"depth {self.depth}: gated layers are at least 2")
+
+    def predicted(self, uniform: float, num_tokens: int) -> int:  # noqa: ARG002  nothing is drawn
+        """Return how many tokens of each image a training step predicts: all."""
+        return num_tokens
+
+    def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
+        """Return an image's order in training: row by row."""
+        return ORDERS["raster"](permutation, num_tokens)
+
+    def least_steps(self, to_generate: int) -> int:
+        """Return the fewest steps in which so many tokens can be generated: one a token."""
+        return to_generate
+
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+        """Raise ValueError for what a causal trunk in raster order cannot go on with."""
+        CausalTrunk(order="raster").check_sampling(order, ar_steps, kept)
+
+
+Trunk = MaskedTrunk | CausalTrunk | ConvolutionalTrunk
 ORDERS: dict[str, Callable[[Callable[[int], Sequence[int]], int], Sequence[int]]] = {
     "random": lambda permutation, length: permutation(length),
     "raster": lambda _, length: range(length),
