@@ -23,11 +23,11 @@ IDENTITIES = {
     },
     "cifar10-32": {
         "images": "0d7ec7a1",
-        "tokenizer": "e98edba6",
+        "tokenizer": "6d575db0",
         "tokenize": "6d9e45bc",
-        "train": "3cc09832",
+        "train": "5fbc8ed2",
         "reference": "16dadc32",
-        "evaluate": "38e3e6c7",
+        "evaluate": "d1facdfa",
         "tune": "2ff9cdff",
     },
     "table1-raster-ce": {
