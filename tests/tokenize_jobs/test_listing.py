@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import InputError
+from infra.storage import location
 from tests.tokenize_jobs.test_sources import PIXELS, encoded
 from tests.tokenize_jobs.test_splits import labels_by_key, picture, tar
 from tests.tokenize_jobs.test_tar import random_damage
@@ -16,6 +17,7 @@ from tokenize_jobs.sources import digest
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
 from tokenize_jobs.sources.listing import scan
 from tokenize_jobs.sources.samples import read_shard
+from tokenize_jobs.sources.shard import UNKNOWN, Shard
 
 
 def test_source_that_mixes_layouts_is_refused_and_a_pattern_names_one(tmp_path):
@@ -52,6 +54,14 @@ def test_file_that_changed_after_the_scan_is_named_instead_of_read(kind, tmp_pat
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(OSError, match=rf"{path}: changed since the source was listed: it had \d+ bytes"):
         list(read_shard(listing, listing.shards[0]))
+
+
+def test_file_whose_size_no_one_tells_is_read():
+    shard = Shard("a", ("x", "y"), sizes=(UNKNOWN, 7))
+    for place, found in ((0, 5), (1, 7)):
+        shard.require_size(place, location("x"), found)
+    with pytest.raises(OSError, match="changed since"):
+        shard.require_size(1, location("y"), 8)
 
 
 @pytest.mark.parametrize("as_dictionary", [False, True])

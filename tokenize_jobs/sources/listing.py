@@ -21,7 +21,7 @@ from tokenize_jobs.sources.imagenet import IMAGENET
 from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
 from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.patterns import find_files
-from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Shard
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, UNKNOWN, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
@@ -101,6 +101,11 @@ class _Files:
     layout: Layout
     infos: dict[str, Any]
     labels: Labels
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file, UNKNOWN where its filesystem does not tell."""
+        size = self.infos[name]["size"]
+        return UNKNOWN if size is None else int(size)
 
     def split(self, split: Split, layout: Layout) -> "_Files":
         """Return those of one split that are in `layout`, relative to its folder."""
@@ -224,7 +229,7 @@ def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None
     shards = files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)})
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
-        shards=tuple(replace(s, sizes=tuple(int(files.infos[name]["size"]) for name in s.files)) for s in shards),
+        shards=tuple(replace(s, sizes=tuple(files.size(name) for name in s.files)) for s in shards),
         total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()), labels=files.labels,
     )  # fmt: skip
 

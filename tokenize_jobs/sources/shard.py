@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from upath import UPath
 
+UNKNOWN = -1
+"""Bytes of a file whose filesystem does not tell."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 Wants = Callable[[str], bool]
@@ -25,7 +27,7 @@ class Shard:
 
     def require_size(self, place: int, path: UPath, found: int) -> None:
         """Raise OSError when the file at `place` has another size than when it was listed."""
-        if self.sizes and self.sizes[place] != found:
+        if self.sizes and self.sizes[place] not in (UNKNOWN, found):
             raise OSError(
                 f"{path}: changed since the source was listed: it had {self.sizes[place]} bytes, and has {found}"
             )
