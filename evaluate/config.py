@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from evaluate.extractors import NETWORKS, Network, sha256, weights_file
+from evaluate.extractors import LPIPS_FILE, NETWORKS, Network, sha256, weights_file
 from infra.errors import InputError
 from infra.fingerprint import added, where
 from tokenize_jobs.config import TokenizerFile
@@ -169,7 +169,7 @@ class Features:
     @property
     def file(self) -> Path:
         """The file of the weights. Raises InputError as `check` does."""
-        return weights_file(self.name, self.weights, "--reference.features")
+        return weights_file(self.name, self.weights, "--reference.features.weights")
 
     @property
     def digest(self) -> str:
@@ -199,7 +199,7 @@ class Classifier:
         """Raise InputError unless the weights are at hand and the classifier knows this many classes."""
         if (features := self.features) is None:
             return
-        weights_file(self.name, self.weights, "--evaluate.classifier")
+        weights_file(self.name, self.weights, "--evaluate.classifier.weights")
         if features.network.classes != num_classes:
             raise InputError(
                 f"--evaluate.classifier.name {self.name} knows {features.network.classes} classes, the model has "
@@ -240,6 +240,32 @@ class Evaluate:
     """Generated images that are kept, as PNG in WebDataset shards: none, those of the sample grid, or all."""
     grid_columns: int = 10
     """Images of each class in the sample grid; classes beyond ten are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """How a tokenizer is measured: images encoded to the mean of their posterior, and decoded again."""
+
+    images: int = 0
+    """Number of real images to reconstruct, evenly from the shards; 0 for all."""
+    lpips: str = where(default="")
+    """File of LPIPS's linear layers for VGG-16, where that distance is wanted; --reconstruction.vgg16 goes with it."""
+    vgg16: str = where(default="")
+    """File of torchvision's vgg16-397923af.pth for LPIPS; empty takes it from where torch keeps downloads."""
+
+    @property
+    def lpips_files(self) -> tuple[Path, Path] | None:
+        """The two files that LPIPS needs, or None without one. Raises InputError when they are not at hand."""
+        if not self.lpips:
+            return None
+        if not (layers := Path(self.lpips)).is_file():
+            raise InputError(f"--reconstruction.lpips {self.lpips}: no such file; get {LPIPS_FILE}")
+        return layers, weights_file("vgg16", self.vgg16, "--reconstruction.vgg16")
+
+    @property
+    def lpips_digest(self) -> str:
+        """The linear layers' sha256, 16 digits, or '' without LPIPS."""
+        return sha256(files[0])[:16] if (files := self.lpips_files) else ""
 
 
 @dataclass(frozen=True)

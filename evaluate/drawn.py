@@ -8,7 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from infra.storage import write_atomic
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 GRID_ROWS = 10
 _ARRAYS = ("features", "logits", "judged", "shown")
+_OPTIONAL = ("seconds", "labels")
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,21 @@ class Drawn:
     """(n,) class that the classifier takes each for, or empty without one."""
     shown: np.ndarray
     """(k, H, W, 3) uint8: those of the sample grid."""
+    seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    """(ranges, 2) of wall time: drawing, and everything after it; a range drawn beside others counts its share."""
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """(n,) class of each; empty where it follows from the index."""
 
     def first(self, count: int) -> "Drawn":
         """Return the first `count` images; what is shown stays."""
-        return Drawn(self.features[:count], self.logits[:count], self.judged[:count], self.shown)
+        rows = {name: getattr(self, name)[:count] for name in ("features", "logits", "judged", "labels")}
+        return replace(self, **rows)
 
 
 def merged(parts: Iterable[Drawn]) -> Drawn:
     """Return adjoining ranges as one."""
     found = list(parts)
-    return Drawn(*(np.concatenate([getattr(part, name) for part in found]) for name in _ARRAYS))
+    return Drawn(*(np.concatenate([getattr(part, name) for part in found]) for name in (*_ARRAYS, *_OPTIONAL)))
 
 
 def range_path(folder: UPath, span: range) -> UPath:
@@ -50,21 +56,28 @@ def range_path(folder: UPath, span: range) -> UPath:
     return folder / f"{span.start:07d}-{span.stop:07d}.npz"
 
 
-def write_range(path: UPath, drawn: Drawn) -> None:
-    """Write a range, atomically."""
+def write_drawn(path: UPath, drawn: Drawn) -> None:
+    """Write images as they are kept, atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(drawn, name) for name in _ARRAYS})
+    np.savez(buffer, **{name: getattr(drawn, name) for name in (*_ARRAYS, *_OPTIONAL)})
     write_atomic(path, buffer.getvalue())
 
 
 def read_range(folder: UPath, span: range) -> Drawn | None:
     """Return the images of a range, or None when they are not there, or not whole."""
+    drawn = read_drawn(range_path(folder, span))
+    return drawn if drawn is not None and len(drawn.features) == len(span) else None
+
+
+def read_drawn(path: UPath) -> Drawn | None:
+    """Return the images of a file, or None when it is not there, or not whole."""
     try:
-        with range_path(folder, span).open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            drawn = Drawn(*(saved[name] for name in _ARRAYS))
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            named = {name: saved[name] for name in (*_ARRAYS, *(name for name in _OPTIONAL if name in saved))}
     except UNREADABLE:
         return None
-    return drawn if len(drawn.features) == len(drawn.logits) == len(span) else None
+    drawn = Drawn(**named)
+    return drawn if len(drawn.features) == len(drawn.logits) else None
 
 
 def find_ranges(folder: UPath) -> dict[range, Drawn]:

@@ -1,24 +1,21 @@
 """Evaluation: generated images against a reference, beside a floor (held-out real) and, on demand, a ceiling."""
 
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from upath import UPath
 
-from evaluate.conditions import Conditions
 from evaluate.config import Evaluate, Sampling, Subject
 from evaluate.drawn import Drawn, is_shown, write_shard
+from evaluate.finish import Measured, finish
 from evaluate.grid import sample_grid
 from evaluate.measure import Drawing, draw, feature_set
-from evaluate.metrics.table import errors, numbers
 from evaluate.reference import RealFeatures, read_reference
 from evaluate.results import GRID, EvaluationResult, ReferenceResult
 from evaluate.sampling.sampler import check
 from infra.cluster import Compute
 from infra.code import digests
-from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from infra.hold import holding
@@ -50,40 +47,30 @@ def evaluate(
     real = read_reference(reference)
     floor = None if heldout is None else read_reference(heldout)
     card = _checked_card(config, subject, sampling, real.about, floor)
-    classes, count = card.model.num_classes, config.generate.images
+    classes = card.model.num_classes
     drawn = _draw(config, subject, real.about, sampling, out, compute, content_digest(location(subject.model)))
-    sets = {"samples": feature_set(drawn, classes)}
+    unlearned = None
     if config.ceiling:
         untrained = Subject(
             str(untrained_directory(card, Train().seed, out / "untrained-model")), subject.weights, subject.image_size
         )
         unlearned = _draw(config, untrained, real.about, sampling, out, compute, fingerprint(["untrained", card.model]))
-        sets["untrained"] = feature_set(unlearned, classes)
-    if floor is not None:
-        sets["heldout"] = floor.set
-    start = time.monotonic()
-    found = {name: numbers(of, real.set) for name, of in sets.items()}
-    bars = errors(sets["samples"], real.set, found["samples"])
-    stage("evaluation", f"numbers and error bars of {count} images in {time.monotonic() - start:.1f} s")
-    shown = _leave_grid(config, drawn, card, out)
-    conditions = conditions_against(real.about, count, sampling)
-    result = EvaluationResult(
-        metric=conditions.title, numbers=found["samples"], errors=bars, floor=found.get("heldout", {}),
-        ceiling=found.get("untrained", {}), conditions=conditions, heldout_images=floor.about.images if floor else 0,
-        rank_deficient=conditions.is_rank_deficient, sampling=sampling, seed=config.generate.seed,
-        ema=config.generate.use_ema,
-    )  # fmt: skip
-    from evaluate.report.page import Findings, write_report  # matplotlib takes a second to import
-
-    names = spoken(card.classes) or tuple(str(label) for label in range(classes))
-    write_report(
-        Findings(
-            result=result, classes=names, generated=sets["samples"], shown=shown, real=real,
-            heldout=floor.set if floor else None,
+    every = [of for of in (drawn, unlearned) if of is not None]
+    drawing, features = np.concatenate([of.seconds for of in every]).sum(0)
+    about = {
+        "sampling": sampling, "seed": config.generate.seed, "ema": config.generate.use_ema,
+        "train_steps": card.train_steps,
+    }  # fmt: skip
+    return finish(
+        Measured(
+            real=real, floor=floor, samples=feature_set(drawn, classes),
+            untrained=None if unlearned is None else feature_set(unlearned, classes),
+            classes=spoken(card.classes) or tuple(str(label) for label in range(classes)),
+            shown=_leave_grid(config, drawn, card, out), precision=sampling.precisions,
+            seconds={"drawing": float(drawing), "features": float(features)}, about=about,
         ),
         out,
     )  # fmt: skip
-    return result
 
 
 def _draw(
@@ -120,16 +107,6 @@ def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> 
         picture.save(Path(str(out)) / GRID)
         write_shard(out / "samples.tar", list(images.values()), list(images), classes)
     return images
-
-
-def conditions_against(reference: ReferenceResult, images: int, sampling: Sampling) -> Conditions:
-    """Return the conditions of numbers of so many generated images against a reference."""
-    return Conditions(
-        extractor=reference.features.name, layer=reference.features.network.layer,
-        dimension=reference.features.network.dimension,
-        extractor_weights=reference.extractor_weights, image_size=reference.image_size, images=images,
-        reference=reference.digest, reference_images=reference.images, precision=sampling.precisions,
-    )  # fmt: skip
 
 
 def _checked_card(

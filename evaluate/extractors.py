@@ -15,6 +15,7 @@ from infra.errors import InputError, require_demo
 
 LITE0, INCEPTION, CIFAR_RESNET = "efficientnet-lite0", "inception-v3-compat", "cifar-resnet-56"
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
+LPIPS_FILE = "weights-vgg16-lpips.pth (torch-fidelity's release v0.2.0 on GitHub; LPIPS's own weights/v0.1/vgg.pth)"
 _DINO = "https://dl.fbaipublicfiles.com/dinov2"
 
 
@@ -88,15 +89,17 @@ def weights_file(name: str, given: str, flag: str) -> Path:
     network = NETWORKS[name]
     is_dino = name.startswith("dinov2")
     if given and is_dino:
-        raise InputError(f"{flag}.weights: {name} takes its weights from torch.hub's folder, {_hub()}")
+        raise InputError(f"{flag}: {name} takes its weights from torch.hub's folder, {_hub()}")
     file = Path(given) if given else _packaged_lite0() if name == LITE0 else _hub() / "checkpoints" / network.file
     if given and not file.is_file():
-        raise InputError(f"{flag}.weights {given}: no such file")
+        raise InputError(f"{flag} {given}: no such file")
     if not file.is_file():
-        way = "" if is_dino else f"give it as {flag}.weights, or "
+        way = "" if is_dino else f"give it as {flag}, or "
+        chooses = flag.endswith(".weights")
+        other = f"; or choose another {flag.removesuffix('weights')}name, as {LITE0}, whose numbers are others"
         raise InputError(
-            f"extractor {name}: get the file {network.file} ({network.origin}), {way}put it at {file}; or choose "
-            f"another {flag}.name, as {LITE0}, whose numbers are others"
+            f"extractor {name}: get the file {network.file} ({network.origin}), {way}put it at {file}"
+            + (other if chooses else "")
         )
     if is_dino and not list(_hub().glob("facebookresearch_dinov2_*")):
         raise InputError(f"extractor {name}: put the repository facebookresearch/dinov2 at {_hub()} as torch.hub does")

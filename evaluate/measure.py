@@ -3,6 +3,7 @@
 a range of image indices -> images uint8 (n, H, W, 3) -> features (n, D), kept in a file for each range
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -10,9 +11,9 @@ import numpy as np
 from ray.util import ActorPool
 
 from evaluate.config import Evaluate, Sampling
-from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_range, write_shard
+from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_drawn, write_shard
 from evaluate.features import Extractor, Features
-from evaluate.metrics.sets import FeatureSet, FeatureSums
+from evaluate.metrics.sets import FeatureSet, FeatureSums, Statistics
 from evaluate.sampling.generate import Generator
 from infra.actors import actors
 from infra.cluster import Compute, connected
@@ -50,9 +51,8 @@ def draw(drawing: Drawing, compute: Compute) -> Drawn:
     if missing:
         with connected(compute) as cluster:
             workers = cluster.generate
-            made = actors(
-                _Measurer, drawing, workers.cpus, **asdict(replace(workers, count=min(workers.count, len(missing))))
-            )
+            workers = replace(workers, count=min(workers.count, len(missing)))
+            made = actors(_Measurer, drawing, workers.cpus, workers.count, **asdict(workers))
             for span in ActorPool(made).map_unordered(lambda worker, span: worker.__call__.remote(span), missing):
                 done += len(span)
                 progress.update(done)
@@ -64,22 +64,30 @@ def draw(drawing: Drawing, compute: Compute) -> Drawn:
 
 
 def feature_set(drawn: Drawn, classes: int) -> FeatureSet:
-    """Return generated images as metrics see them; labels follow from the index."""
-    blocks = range(0, len(drawn.features), _ROWS)
-    sums = [FeatureSums.of(drawn.features[start : start + _ROWS]) for start in blocks]
+    """Return images as metrics see them; labels follow from the index unless they were given."""
+    labels = drawn.labels if len(drawn.labels) else np.arange(len(drawn.features)) % classes
+    logits = drawn.logits if drawn.logits.shape[1] else np.empty((0, 0), np.float32)
+    return FeatureSet(statistics_of(drawn.features), drawn.features, logits, labels, drawn.judged)
+
+
+def statistics_of(features: np.ndarray) -> Statistics:
+    """Return mean and covariance of features (N, D), whatever the ranges they came in.
+
+    The mean is torch-fidelity's: summed in float32, row by row, which differs from the rounded one by 4e-6 at 50,000.
+    """
+    blocks = range(0, len(features), _ROWS)
+    sums = [FeatureSums.of(features[start : start + _ROWS]) for start in blocks]
     total = sums[0]
     for following in sums[1:]:
         total += following
-    labels = np.arange(len(drawn.features)) % classes
-    logits = drawn.logits if drawn.logits.shape[1] else np.empty((0, 0), np.float32)
-    return FeatureSet(total.statistics(), drawn.features, logits, labels, drawn.judged)
+    return replace(total.statistics(), mean=features.mean(0))
 
 
 class _Measurer:
     """One worker: model, extractor and classifier."""
 
-    def __init__(self, drawing: Drawing, cores: int) -> None:
-        self.drawing, self.config = drawing, drawing.config
+    def __init__(self, drawing: Drawing, cores: int, workers: int) -> None:
+        self.drawing, self.config, self.workers = drawing, drawing.config, workers
         self.generator = Generator(
             drawing.model, drawing.weights, use_ema=self.config.generate.use_ema, cores=cores
         )  # fmt: skip
@@ -89,15 +97,18 @@ class _Measurer:
         self.judge = None if judge is None else self.extractor if same else Extractor(judge)
 
     def __call__(self, span: range) -> range:
-        seed = self.config.generate.seed
+        seed, began = self.config.generate.seed, time.monotonic()
         images = self.generator.draw(self.generator.labels(span), span, seed, self.drawing.sampling)
+        drawn = time.monotonic()
         features, logits = self.extractor.layers(images)
         judged = np.empty(0, np.int64)
         if self.judge is not None:
             found = logits if self.judge is self.extractor else self.judge.layers(images)[1]
             judged = found.argmax(1)
-        write_range(
-            range_path(location(self.drawing.folder), span), Drawn(features, logits, judged, self._shown(images, span))
+        shown = self._shown(images, span)
+        seconds = np.array([[drawn - began, time.monotonic() - drawn]]) / self.workers
+        write_drawn(
+            range_path(location(self.drawing.folder), span), Drawn(features, logits, judged, shown, seconds=seconds)
         )
         return span
 

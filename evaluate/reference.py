@@ -13,9 +13,10 @@ import numpy as np
 from upath import UPath
 
 from evaluate.config import Reference
+from evaluate.decoding import Decoding, groups_of
 from evaluate.drawn import UNREADABLE
 from evaluate.metrics.sets import FeatureSet, Statistics
-from evaluate.real_images import PARTS, Work, decoders_of, groups_of, measured, read_part
+from evaluate.real_images import PARTS, Work, measured, read_part
 from evaluate.results import ReferenceResult
 from infra.cluster import Compute, connected
 from infra.console import Progress
@@ -55,9 +56,8 @@ def make_reference(
     groups = groups_of(listing, config.images)
     progress, found = Progress("reference", len(groups), "groups of shards"), None
     with connected(compute) as cluster:
-        decoders = decoders_of(cluster.generate)
-        cores = cluster.generate.cpus
-        work = Work(replace(listing, shards=()), image_size, config.features, str(out), cores, decoders)
+        decoding = Decoding.on(cluster.generate, replace(listing, shards=()), image_size)
+        work = Work(decoding, config.features, str(out))
         for done, row in enumerate(measured(work, groups, cluster.generate), 1):
             if row["images"]:
                 part = read_part(work.path(row["index"]))

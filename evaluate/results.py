@@ -1,7 +1,7 @@
 """What the steps reference and evaluation return. Imports nothing heavy."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from upath import UPath
 
@@ -47,15 +47,26 @@ class EvaluationResult(Result):
     heldout_images: int
     rank_deficient: bool
     """Fewer images than features: compare only with numbers of as many images."""
-    sampling: Sampling
-    seed: int
-    ema: bool
+    sampling: Sampling | None = None
+    """None for images that were given."""
+    seed: int | None = None
+    ema: bool | None = None
     """Averaged weights, or the raw ones."""
+    train_steps: int | None = None
+    """Of the model: 0 where it does not say."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by part: drawing (of given images reading), features, numbers, errors, page."""
 
     @property
     def fd(self) -> float:
         """The Fréchet distance, by which models are ranked."""
         return self.numbers[frechet.NAME]
+
+    @property
+    def overhead(self) -> float | None:
+        """Share of the wall time that all but drawing took, or None where nothing was drawn."""
+        drawing, total = self.seconds.get("drawing", 0.0), sum(self.seconds.values())
+        return (total - drawing) / total if drawing and self.sampling is not None else None
 
     def headline(self) -> str:
         """Return the distance beside its anchors, and what else was measured."""
@@ -73,6 +84,7 @@ class EvaluationResult(Result):
             metrics={
                 **self.numbers,
                 **{f"{name}_error": value for name, value in self.errors.items()},
+                **{f"seconds_{name}": value for name, value in self.seconds.items()},
                 **{f"{name}_{of}": value for of, numbers in anchors.items() for name, value in numbers.items()},
             },
             tags={
@@ -81,6 +93,55 @@ class EvaluationResult(Result):
                 **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
             },
             pictures={"samples/grid": path / GRID} if (path / GRID).exists() else {},
+            files=(path / REPORT,),
+            for_parent=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionResult(Result):
+    """Numbers of a tokenizer: its reconstructions against the reference, and pair by pair."""
+
+    metric: str
+    """Name of the Fréchet distance of the reconstructions: rFID only where it is one."""
+    numbers: dict[str, float]
+    errors: dict[str, float]
+    """Standard errors: what other images of the same source would change at this number of them."""
+    conditions: Conditions
+    rank_deficient: bool
+    tokenizer_kind: str
+    tokenizer_hash: str
+    lpips_weights: str
+    """sha256 of its linear layers, 16 digits; '' without LPIPS."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by part."""
+
+    def headline(self) -> str:
+        """Return the distance, and what else was measured."""
+        told = {
+            name: f"{value:g}{f' ± {self.errors[name]:.2g}' if name in self.errors else ''}"
+            for name, value in self.numbers.items()
+        }
+        others = [f"{name} {of}" for name, of in told.items() if name != frechet.NAME]
+        return ", ".join(
+            [f"{self.metric} {told[frechet.NAME]}", *(["rank-deficient"] if self.rank_deficient else []), *others]
+        )
+
+    def report(self, path: UPath) -> Report:
+        """Return the numbers with their errors, their conditions as tags, the pairs and the page."""
+        return Report(
+            metrics={
+                **{f"r{name}" if name == frechet.NAME else name: value for name, value in self.numbers.items()},
+                **{f"{name}_error": value for name, value in self.errors.items()},
+                **{f"seconds_{name}": value for name, value in self.seconds.items()},
+            },
+            tags={
+                "metric": self.metric,
+                "rank_deficient": json.dumps(self.rank_deficient),
+                "tokenizer": f"{self.tokenizer_kind} {self.tokenizer_hash}",
+                **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
+            },
+            pictures={"reconstructions/grid": path / GRID} if (path / GRID).exists() else {},
             files=(path / REPORT,),
             for_parent=True,
         )

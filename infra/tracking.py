@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,44 @@ class Tracker:
         self.client.log_inputs(run_id, [DatasetInput(entity, [tag])])
 
 
-def download_model(name: str, uri: str) -> Path:
-    """Return the local folder of a registered model, models:/NAME@ALIAS or models:/NAME/VERSION.
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    recipe: Mapping[str, Any]
+    """Tree of the recipe that made it; empty when it was registered by other means."""
+
+
+def registered_version(name: str, uri: str) -> Version:
+    """Return which version models:/NAME@ALIAS or models:/NAME/NUMBER is. Raises InputError when `uri` has none."""
+    client, (model, at, which) = MlflowClient(uri), name.removeprefix("models:/").replace("/", "@").partition("@")
+    if not at:
+        raise InputError(f"{name}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        found = (client.get_model_version if which.isdigit() else client.get_model_version_by_alias)(model, which)
+    except MlflowException as error:
+        raise _no_such(name, uri, error) from None
+    mlflow.set_tracking_uri(uri)
+    try:
+        recipe = mlflow.artifacts.load_dict(f"runs:/{found.run_id}/recipe.json")
+    except (MlflowException, OSError):
+        recipe = {}
+    return Version(model, str(found.version), recipe)
+
+
+def download_model(name: str, uri: str, to: Path | None = None) -> Path:
+    """Return the local folder of a registered model, models:/NAME@ALIAS or models:/NAME/VERSION, copied below `to`.
 
     Raises InputError when the store at `uri` has none of this name.
     """
     mlflow.set_tracking_uri(uri)
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=name))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=to and str(to)))
     except MlflowException as error:
-        raise InputError(f"{name}: no such registered model in {uri} ({error.message.splitlines()[0][:200]})") from None
+        raise _no_such(name, uri, error) from None
+
+
+def _no_such(name: str, uri: str, error: MlflowException) -> InputError:
+    return InputError(f"{name}: no such registered model in {uri} ({error.message.splitlines()[0][:200]})")

@@ -96,7 +96,7 @@ def write_comparison(compared: Sequence[Measured], path: UPath) -> None:
         tables=(
             ("Conditions", _rows([_conditions(one.result) for one in compared])),
             ("What differs in their recipes", differing([one.artifact.record["recipe"] for one in compared])),
-            ("What differs in how they were sampled", differing([canonical(one.result.sampling) for one in compared])),
+            ("What differs in how they were sampled", differing([_sampled(one.result) for one in compared])),
         ),
         grids=[(one.name, _grid(one)) for one in compared],
     )  # fmt: skip
@@ -127,8 +127,16 @@ def _rows(trees: Sequence[Mapping[str, Any]]) -> Rows:
     return [(name, [of.get(name, "(absent)") for of in leaves]) for name in names]
 
 
+def _sampled(result: EvaluationResult) -> dict[str, Any]:
+    """Return the sampling settings; images that were given have none."""
+    return canonical(result.sampling) or {}
+
+
 def _conditions(result: EvaluationResult) -> dict[str, object]:
-    return {**asdict(result.conditions), "weights": "averaged (EMA)" if result.ema else "raw", "seed": result.seed}
+    drawn = (
+        {} if result.sampling is None else {"weights": "averaged (EMA)" if result.ema else "raw", "seed": result.seed}
+    )
+    return {**asdict(result.conditions), **drawn}
 
 
 def _numbers(compared: Sequence[Measured]) -> Rows:

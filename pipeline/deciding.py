@@ -14,7 +14,7 @@ _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", *_TOKENIZERS, 
 _FEATURES = (
     *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/drawn.py", "evaluate/metrics",
     "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py", "evaluate/real_images.py",
-    "infra/seeding.py",
+    "evaluate/decoding.py", "infra/seeding.py",
 )  # fmt: skip
 _MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py")
 CODE: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,8 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/watch.py",
     ),
     "reference": _FEATURES,
-    "evaluation": (*_MEASURING, "evaluate/evaluate.py"),
+    "evaluation": (*_MEASURING, "evaluate/evaluate.py", "evaluate/finish.py", "evaluate/given_images.py"),
+    "reconstruction": (*_FEATURES, "tokenize_jobs/tokenizers", "evaluate/reconstruct.py", "evaluate/finish.py"),
     "sweep": (
         *_MEASURING,
         "evaluate/evaluate.py",

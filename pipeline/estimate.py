@@ -19,7 +19,7 @@ from infra.console import table
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import read_json
-from pipeline.plan import Planner
+from pipeline.measuring import planner
 from pipeline.recipes import Recipe
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from tokenize_jobs.sources.survey import survey
@@ -46,7 +46,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = ()) -> str:
     """Return a table of the steps up to `last`: what is cached, what the others would cost, and what refuses them."""
-    plan = Planner(recipe, compute, again=again).plan()
+    plan = planner(recipe, compute, last, again=again).plan()
     images = _images(recipe, plan.steps)
     found = {step.name: _estimated(step, recipe, plan.model, compute, images) for step in plan.until(last)}
     rows = [(name, e.state, _hours(e.seconds), _size(e.bytes), e.basis) for name, e in found.items()]
@@ -62,7 +62,7 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
     return text
 
 
-def _estimated(step: Step, recipe: Recipe, model: Model, compute: Compute, images: int | None) -> Estimate:
+def _estimated(step: Step, recipe: Recipe, model: Model | None, compute: Compute, images: int | None) -> Estimate:
     if step.find() is not None:
         return Estimate("cached")
     stage = {"latents": compute.encode, "tokenizer": compute.train, "checkpoint": compute.train}.get(step.name)
@@ -112,8 +112,10 @@ def _work(tree: Any) -> float:  # noqa: ANN401
     return product
 
 
-def _counted(name: str, recipe: Recipe, model: Model, images: int | None) -> tuple[float | None, float | None]:
+def _counted(name: str, recipe: Recipe, model: Model | None, images: int | None) -> tuple[float | None, float | None]:
     """Return the operations of a step and the bytes of what it makes."""
+    if model is None:
+        return None, None
     if name == "latents" and images is not None:
         is_kl = recipe.tokenizer.kind in ("kl16", "diffusers")
         operations = images * _KL_OPERATIONS * recipe.tokenize.image_size**2 if is_kl else None

@@ -40,13 +40,38 @@ class OwnRun(Run):
     """How long it should take, which decides model and training: on a processor, or above 128 px on a GPU."""
 
 
-def chosen_run(command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at) -> Run:
+Named = Callable[[str, Compute], Recipe]
+"""What a command's first word names, with what lies where the steps are made."""
+
+
+def _recipe(word: str, compute: Compute) -> Recipe:  # noqa: ARG001  models and images may lie there, recipes do not
+    return recipe_at(word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Where:
+    compute: Compute = field(default_factory=Compute)
+
+
+def _where(words: list[str]) -> Compute:
+    """Return what the flags --compute.* say, whatever else is among the words."""
+    chosen, takes = list[str](), False
+    for word in words:
+        takes = word.startswith("--compute.") if word.startswith("--") else takes
+        chosen += [word] if takes else []
+    return parse(_Where(), chosen, "mar").compute
+
+
+def chosen_run(command: str, words: list[str], recipe: Named = _recipe) -> Run:
     """Return the `recipe` of the first word with its overrides, where to run it, and what to make anew.
 
     Raises InputError for a step that there is not.
     """
     prog = f"mar {command} {words[0]}"
-    chosen = _own_run(words, prog) if words[0] in SIZES else parse(Run(recipe=recipe(words[0])), words[1:], prog)
+    if words[0] in SIZES:
+        chosen = _own_run(words, prog)
+    else:
+        chosen = parse(Run(recipe=recipe(words[0], _where(words[1:]))), words[1:], prog)
     if unknown := set(chosen.again) - set(CODE):
         raise InputError(
             f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
@@ -81,9 +106,7 @@ def resolved(begun: Recipe, budget: Budget) -> Recipe:
     return recipe
 
 
-def make_until(
-    last: str, command: str, words: list[str], recipe: Callable[[str], Recipe] = recipe_at
-) -> "dict[str, Finished]":
+def make_until(last: str, command: str, words: list[str], recipe: Named = _recipe) -> "dict[str, Finished]":
     """Make the steps up to `last` of the `recipe` of the first word; returns them by name."""
     chosen = chosen_run(command, words, recipe)
     if chosen.plan:

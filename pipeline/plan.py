@@ -18,6 +18,7 @@ from infra.console import stage
 from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
+from pipeline.given import as_trained_with, images_seen
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, run_identity
@@ -27,7 +28,7 @@ from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
-from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
+from tokenize_jobs.sources.listing import Images, scan, scan_images
 from train.card import ModelCard, content_digest, read_card
 from train.results import CheckpointResult, TrainingProgress
 from tune.config import NoSweep, SamplingSweep, TrainingSweep
@@ -69,7 +70,7 @@ class Planner:
         """Return the plan. Raises InputError for sources or weights that are not there."""
         given = self._given_card()
         source = self._source(given)
-        tokenizer = self._tokenizer(source)
+        tokenizer = self._tokenizer(source, given)
         geometry = tokenizers.geometry(self.recipe.tokenizer)
         if given is not None:
             model, self.image_size = given.model, given.model.latent_size * geometry.stride
@@ -124,12 +125,7 @@ class Planner:
         return self.steps[name].path
 
     def _source(self, given: ModelCard | None) -> Source:
-        images = self.recipe.images
-        if given is not None and isinstance(images, ImageFiles):  # whatever it was trained on, not a share of these
-            classes = images.num_classes or len(given.classes)
-            images = replace(images, num_classes=classes, heldout_share=0)
-        if self.recipe.latents and isinstance(images, ImageFiles):  # their names are others: no share of them is known
-            images = replace(images, heldout_share=0)
+        images = images_seen(self.recipe, given)
         if isinstance(images, Emoji):
             step = self._add(
                 "pictures", images, {}, lambda out: draw(images, out), PicturesResult, version=2, label="emoji"
@@ -147,10 +143,11 @@ class Planner:
         heldout = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
         return Source(inputs, found.all.classes, lambda: found, rule, heldout)
 
-    def _tokenizer(self, source: Source) -> TokenizerFile:
+    def _tokenizer(self, source: Source, given: ModelCard | None = None) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.image_size
         if not isinstance(config, Fit):
-            return tokenizers.find(config.kind, config.path)
+            found = tokenizers.find(config.kind, config.path)
+            return found if given is None else as_trained_with(found, given)
         config.check(size)
 
         def make(out: UPath) -> TokenizerResult:
@@ -198,20 +195,24 @@ class Planner:
         inputs = {**self._inputs("latents"), **source.rule.identity}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)
 
-    def _reference(self, source: Source) -> None:
+    def _reference(self, source: Source | None) -> None:
+        """Add the reference, of a file of statistics alone without a source."""
         config, size = self.recipe.reference, self.image_size
 
         def make(out: UPath) -> ReferenceResult:
             from evaluate.reference import make_reference
             from tokenize_jobs.sources.samples import evenly
 
+            if source is None:
+                return make_reference(config, None, size, out, self.compute)
             images = source.images()
             if images.heldout is not None and (not source.rule.share or len(evenly(images.heldout, size, 2)) == 2):
                 make_reference(replace(config, statistics=""), images.heldout, size, out / HELDOUT, self.compute)
             return make_reference(config, images.train, size, out, self.compute)
 
         digest = config.statistics_digest
-        inputs = {**source.inputs, **source.heldout, **({"statistics": digest} if digest else {})}
+        inputs = {**source.inputs, **source.heldout} if source else {}
+        inputs |= {"statistics": digest} if digest else {}
         self._add(
             "reference", {"reference": canonical(config), "image_size": size},
             inputs, make, ReferenceResult, label=f"{config.features.name}-{size}",

@@ -12,6 +12,7 @@ from evaluate.config import (
     Evaluate,
     Features,
     Generate,
+    Reconstruction,
     Reference,
     Sampling,
 )
@@ -52,6 +53,10 @@ class Recipe:
     """Latent store to train on instead of making one; its content is part of every identity."""
     checkpoint: str = where(default="")
     """Directory of a trained model to take instead of training one; its content is part of every identity."""
+    samples: str = where(default="")
+    """Images to measure instead of a model's, named as --images.path; what they are is part of the identity."""
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    """How the tokenizer itself is measured, by `mar evaluate --reconstruction`."""
 
 
 def emoji_32() -> Recipe:
@@ -186,6 +191,11 @@ def own_images(path: str) -> Recipe:
 def given_model(path: str) -> Recipe:
     """The trained model at `path`, measured against real images: nothing is trained."""
     return Recipe(name="given-model", checkpoint=path)
+
+
+def given_images(path: str) -> Recipe:
+    """Images at `path` that any code made, measured against real images: nothing is trained, and nothing drawn."""
+    return Recipe(name="given-images", images=ImageFiles(heldout_share=0), samples=path)
 
 
 def with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:

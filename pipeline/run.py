@@ -11,7 +11,7 @@ from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import stage
 from infra.storage import require_writable
 from pipeline.links import Pages, links
-from pipeline.plan import Planner
+from pipeline.measuring import planner
 from pipeline.recipes import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
@@ -27,7 +27,7 @@ def run(
     user can mend; finished steps stay cached whatever happens.
     """
     live = LiveMetrics()
-    plan = Planner(recipe, compute, on_log=live, again=again).plan()
+    plan = planner(recipe, compute, last, on_log=live, again=again).plan()
     require_writable(plan.root)
     uri, steps = tracking_uri(compute, plan.root), plan.until(last)
     pending = [step.name for step in steps if not step.find()]
@@ -36,7 +36,7 @@ def run(
         check_tracking(uri)
     all_cached = not pending and last == "registration"
     done, pages = (_all_cached(steps), []) if all_cached else _run(plan, steps, compute, uri, live)
-    if "evaluation" in done:
+    if {"evaluation", "reconstruction"} & set(done):
         summary(plan, done)
     if pages and last in ("sweep", "registration"):
         say_links(pages, "" if uri.startswith("http") else f" (after `mar ui --compute.out {plan.root}`)")

@@ -29,9 +29,13 @@ class Plan:
     recipe: Recipe
     root: UPath
     steps: Mapping[str, Step]
-    tokenizer: TokenizerFile
-    model: Model
-    """The recipe's architecture on its data: classes and the shape of the latents follow from images and tokenizer."""
+    tokenizer: TokenizerFile | None = None
+    """None where images are measured that were given."""
+    model: Model | None = None
+    """The recipe's architecture on its data: classes and the shape of the latents follow from images and tokenizer.
+
+    None where no model is measured.
+    """
 
     @property
     def identity(self) -> str:
@@ -48,11 +52,15 @@ class Plan:
     def check(self, pending: Collection[str], workers: int) -> None:
         """Raise InputError for what the steps `pending` would refuse, before days of training."""
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
+        if {"reference", "sweep", "evaluation", "reconstruction"} & set(pending):
+            recipe.reference.features.check()
+        if "reconstruction" in pending:
+            _ = recipe.reconstruction.lpips_files
+        if self.model is None:
+            return
         if "checkpoint" in pending:
             recipe.train.check(self.model)
             recipe.train.check_workers(workers)
-        if {"reference", "sweep", "evaluation"} & set(pending):
-            recipe.reference.features.check()
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evaluate.results import GRID, REPORT, EvaluationResult
+from evaluate.results import GRID, REPORT, EvaluationResult, ReconstructionResult
 from infra.artifact import Artifact
 from infra.console import say, table
 from pipeline.steps import Finished, Plan
@@ -10,8 +10,9 @@ from pipeline.steps import Finished, Plan
 
 def say_distances(evaluation: EvaluationResult) -> None:
     """Print what an evaluation measured, beside its anchors and with its conditions."""
-    conditions, sampling = evaluation.conditions, evaluation.sampling
-    rows = [("trained model", evaluation.numbers), ("  standard error", evaluation.errors)]
+    conditions = evaluation.conditions
+    measured = "given images" if evaluation.sampling is None else "trained model"
+    rows = [(measured, evaluation.numbers), ("  standard error", evaluation.errors)]
     rows += [("untrained model (ceiling)", evaluation.ceiling)] if evaluation.ceiling else []
     rows += [("held-out real images (floor)", evaluation.floor)] if evaluation.floor else []
     names = list(evaluation.numbers)
@@ -20,12 +21,20 @@ def say_distances(evaluation: EvaluationResult) -> None:
     say()
     say(table(cells, ("against real images", evaluation.metric + deficient, *names[1:])))
     say(
-        f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; "
+        f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; {_how(evaluation)}"
+        + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
+    )
+
+
+def _how(evaluation: EvaluationResult) -> str:
+    """Return how the images were drawn."""
+    if (sampling := evaluation.sampling) is None:
+        return f"{evaluation.conditions.images} images as they were given"
+    return (
         f"{'EMA' if evaluation.ema else 'raw'} weights; "
         f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps, CFG {sampling.cfg_scale} "
         f"{sampling.cfg_schedule}, temperature {sampling.temperature} on the {sampling.temperature_on}; "
         f"{sampling.precisions}, seed {evaluation.seed}"
-        + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
 
 
@@ -36,10 +45,25 @@ def say_links(pages: Iterable[tuple[str, str]], when: str = "") -> None:
         say(f"  {name + ':':10}{url}")
 
 
+def say_reconstruction(found: ReconstructionResult) -> None:
+    """Print what a tokenizer was measured to be."""
+    cells = [
+        (name, f"{value:.5g}", f"{found.errors[name]:.2g}" if name in found.errors else "")
+        for name, value in found.numbers.items()
+    ]
+    deficient = "; fewer images than features: compare with as many images only" if found.rank_deficient else ""
+    say()
+    say(table(cells, (f"tokenizer {found.tokenizer_kind}", found.metric, "standard error")))
+    say(f"  {found.conditions.images} images, {found.conditions.reference_images} reference images{deficient}")
+
+
 def summary(plan: Plan, done: dict[str, Finished]) -> None:
     """Print what a run that measured something made."""
-    evaluation = done["evaluation"].artifact
-    say_distances(evaluation.result)
+    evaluation = (done.get("evaluation") or done["reconstruction"]).artifact
+    if "evaluation" in done:
+        say_distances(evaluation.result)
+    else:
+        say_reconstruction(evaluation.result)
     if "sweep" in done:
         say(f"  {done['sweep'].artifact.result.headline()}")
     say()

@@ -6,7 +6,7 @@ from pathlib import Path
 from infra.errors import InputError, nearest
 from infra.from_json import from_json
 from pipeline.own_images import SIZES
-from pipeline.recipes import RECIPES, Recipe, given_model, own_images
+from pipeline.recipes import RECIPES, Recipe, own_images
 
 
 def is_path(word: str) -> bool:
@@ -34,11 +34,6 @@ def recipe_at(word: str) -> Recipe:
             f"unknown recipe '{word}'.{nearest(word, names)} There are: {', '.join(names)}. A path has a '/': ./{word}"
         )
     return _saved(word) if word.endswith(".json") else own_images(word)
-
-
-def model_at(word: str) -> Recipe:
-    """Return the recipe of this name or file, or one that measures the model directory at a path."""
-    return recipe_at(word) if is_recipe(word) else given_model(word)
 
 
 def _saved(file: str) -> Recipe:

@@ -39,9 +39,13 @@ def read_card(folder: UPath | Path) -> ModelCard:
 
 
 def content_digest(folder: UPath | Path) -> str:
-    """Return a digest of a model's description and weights. Raises InputError naming the file that is missing."""
+    """Return a digest of a model's description and weights. Raises InputError naming the file that is missing.
+
+    A registered model has averaged weights alone.
+    """
     digest = hashlib.sha256()
-    for name in (MODEL, WEIGHTS, EMA_WEIGHTS):
+    raw = () if (folder / EMA_WEIGHTS).exists() and not (folder / WEIGHTS).exists() else (WEIGHTS,)
+    for name in (MODEL, *raw, EMA_WEIGHTS):
         try:
             with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

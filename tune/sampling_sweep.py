@@ -10,7 +10,7 @@ from upath import UPath
 
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling, Subject
-from evaluate.evaluate import conditions_against
+from evaluate.finish import conditions_against
 from evaluate.reference import read_reference
 from infra.cluster import Compute, Workers, connected
 from infra.code import digests
@@ -57,7 +57,7 @@ def sampling_sweep(
             sweep.planned(base)[0],
         )  # fmt: skip
         measured = _measure(sweep, base, work, cluster.generate, out)
-    result = result_of(sweep, measured, conditions_against(real, sweep.images, base), timed_batch(work))
+    result = result_of(sweep, measured, conditions_against(real, sweep.images, base.precisions), timed_batch(work))
     _leave(result, folder, out)
     from tune.page import write_page  # matplotlib takes a second to import
 

@@ -8,7 +8,7 @@ import ray
 from upath import UPath
 
 from evaluate.config import Evaluate, Subject
-from evaluate.evaluate import conditions_against
+from evaluate.finish import conditions_against
 from evaluate.intervals import frechet_error
 from evaluate.measure import Drawing, draw, feature_set
 from evaluate.metrics import frechet
@@ -54,7 +54,7 @@ def training_sweep(
     if not trained:
         raise RuntimeError(f"none of {len(trainings)} trainings finished, first: {failed[0].reason}")
     trained.sort(key=lambda trial: trial.fd)
-    conditions = conditions_against(real.about, config.generate.images, config.generate.sampling)
+    conditions = conditions_against(real.about, config.generate.images, config.generate.sampling.precisions)
     result = TrainingSweepResult(
         metric=conditions.title, conditions=conditions, trials=tuple(trained), failed=tuple(failed)
     )

@@ -34,6 +34,15 @@ def distance_histograms(distances: Mapping[str, Sequence[float]]) -> str:
     return svg_text(figure)
 
 
+def histogram(values: np.ndarray, name: str) -> str:
+    """Return a histogram of values, called `name`, as shares of all."""
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(values, _BINS, weights=np.full(len(values), 1 / len(values)), histtype="step", linewidth=1.5)
+    axes.set(xlabel=name, ylabel="share of images")
+    return svg_text(figure)
+
+
 def svg_text(figure: Figure) -> str:
     """Return a figure as an SVG element: the same text for the same figure."""
     buffer = io.StringIO()

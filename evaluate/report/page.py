@@ -40,11 +40,9 @@ class Findings:
 
 def write_report(findings: Findings, out: UPath) -> None:
     """Write report.html into `out`, where the sample grid lies already."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     grid = out / GRID
-    text = environment.get_template("page.html").render(
+    text = render(
+        "page.html",
         title=f"{findings.result.metric} {findings.result.fd:.4g}",
         result=findings.result,
         rows=_rows(findings.result),
@@ -54,6 +52,14 @@ def write_report(findings: Findings, out: UPath) -> None:
         **_nearest(findings),
     )
     write_atomic(out / REPORT, text.encode())
+
+
+def render(template: str, **values: Any) -> str:  # noqa: ANN401
+    """Return a page of one of the templates beside this file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _rows(result: EvaluationResult) -> list[dict[str, Any]]:
@@ -68,11 +74,10 @@ def _rows(result: EvaluationResult) -> list[dict[str, Any]]:
 
 
 def _conditions(result: EvaluationResult) -> list[tuple[str, object]]:
-    weights = "averaged (EMA)" if result.ema else "raw"
-    shown = {
-        **asdict(result.conditions), "held-out images": result.heldout_images, "weights": weights, "seed": result.seed,
-        **flatten(canonical(result.sampling)),
-    }  # fmt: skip
+    shown = {**asdict(result.conditions), "held-out images": result.heldout_images}
+    if result.sampling is not None:
+        weights = "averaged (EMA)" if result.ema else "raw"
+        shown |= {"weights": weights, "seed": result.seed, **flatten(canonical(result.sampling))}
     return [(name.replace("_", " "), value) for name, value in shown.items()]
 
 
@@ -108,7 +113,7 @@ def _nearest(findings: Findings) -> dict[str, Any]:
     rows = [
         {
             "index": index,
-            "label": findings.classes[index % len(findings.classes)],
+            "label": findings.classes[int(findings.generated.labels[index])],
             "sample": _png(findings.shown[index]),
             "found": [
                 (_text(bytes(real.pictures[place])), f"{distance:.2f}")

@@ -1,12 +1,23 @@
-"""RECIPE|MODEL [flags]: the steps up to the evaluation, or a model against real images
+"""RECIPE|MODEL|IMAGES [flags]: the steps up to the evaluation, or a model or images against real ones
 
-mar evaluate ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/train
+MODEL is a model directory, a checkpoint's artifact or models:/NAME@ALIAS; IMAGES holds .tar shards or a folder of
+pictures that any code made. A tokenizer is measured alone by --reconstruction.
+
+    mar evaluate ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/train
+    mar evaluate models:/mar-emoji-32@champion --evaluate.generate.images 2000
+    mar evaluate ./samples --images.path /data/train
+    mar evaluate /data/val --reconstruction --tokenizer kl16:/weights/kl16.ckpt
 """
 
+from pipeline.given import measurable_at
 from pipeline.make import make_until
-from pipeline.target import model_at
+
+_RECONSTRUCTION = "--reconstruction"
 
 
 def main(words: list[str]) -> None:
-    """Make the evaluation of a recipe, or of a model directory."""
-    make_until("evaluation", "evaluate", words, model_at)
+    """Make the evaluation of a recipe, a model or images, or measure a recipe's tokenizer."""
+    if _RECONSTRUCTION in words:
+        make_until("reconstruction", "evaluate", [word for word in words if word != _RECONSTRUCTION])
+    else:
+        make_until("evaluation", "evaluate", words, measurable_at)

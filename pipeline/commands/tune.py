@@ -3,8 +3,8 @@
 mar tune ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/train --tune.kind sampling
 """
 
+from pipeline.given import model_at
 from pipeline.make import make_until
-from pipeline.target import model_at
 
 
 def main(words: list[str]) -> None:

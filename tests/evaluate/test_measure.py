@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_range, write_shard
+from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_drawn, write_shard
 from evaluate.grid import sample_grid
 from infra.storage import location
 
@@ -44,7 +44,7 @@ def test_more_images_add_only_the_missing_ranges():
 @pytest.mark.parametrize("seed", range(40))
 def test_file_damaged_anywhere_is_drawn_again_not_merged(tmp_path, seed):
     folder, span = location(tmp_path), range(32, 64)
-    write_range(range_path(folder, span), drawn(span))
+    write_drawn(range_path(folder, span), drawn(span))
     path = range_path(folder, span)
     content, random = bytearray(path.read_bytes()), np.random.default_rng(seed)
     if seed % 2:
@@ -62,14 +62,14 @@ def test_file_damaged_anywhere_is_drawn_again_not_merged(tmp_path, seed):
 
 def test_file_of_another_range_is_not_taken(tmp_path):
     folder = location(tmp_path)
-    write_range(range_path(folder, range(8)), drawn(range(6)))
+    write_drawn(range_path(folder, range(8)), drawn(range(6)))
     assert read_range(folder, range(8)) is None
 
 
 def test_merged_ranges_keep_their_order(tmp_path):
     folder, spans = location(tmp_path), [range(5), range(5, 9), range(9, 20)]
     for span in reversed(spans):
-        write_range(range_path(folder, span), drawn(span))
+        write_drawn(range_path(folder, span), drawn(span))
     found = find_ranges(folder)
     whole = merged(found[span] for span in spans).first(18)
     np.testing.assert_array_equal(whole.features, np.concatenate([drawn(span).features for span in spans])[:18])

@@ -137,6 +137,30 @@ def scan_heldout(path: str, train: Listing) -> Listing:
     return found
 
 
+def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
+    """Return the listing of images to measure, labelled as `classes` where their own are among these, or are numbers.
+
+    There are no classes in a flat folder; where `classes` are none, they are the files' own. Raises InputError as
+    `scan` does, for other classes, and for images beside class folders, which would be left out.
+    """
+    files = _find(path)
+    own = _classes_told(files)
+    if files.layout is FLAT:
+        own = classes = ()
+    if files.layout is FOLDER and any(FLAT.takes(beside.name) for beside in files.root.iterdir()):
+        raise InputError(f"image source {files.root}: holds both images and folders of images; give one of them")
+    labels = {name: place for place, name in enumerate(classes or own)}
+    if strange := [name for name in own if name not in labels]:
+        labels = {name: int(name) for name in own if name.isdecimal()}
+        if len(labels) < len(own) or max(labels.values()) >= len(classes):
+            raise InputError(f"image source {files.root}: {strange[0]!r} is no class of the reference's images")
+    return Listing(
+        format=files.layout.name, root=str(files.root), classes=classes or own, digest=_digest(files, classes or own),
+        shards=files.layout.shards(files.root, list(files.infos), labels),
+        total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()), labels=files.labels,
+    )  # fmt: skip
+
+
 def scan_images(images: ImageFiles) -> Images:
     """Return what to train on and what not, of the user's own images.
 
@@ -241,8 +265,7 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
     """
     if files.labels.name == NONE and not files.labels.table:
         return ("image",)
-    own = files.layout.classes(files.root, list(files.infos), files.labels.name) if not files.labels.table else ()
-    names = own or _table(files.root) or _table(above) or (files.labels.classes() if files.labels.table else ())
+    names = _classes_told(files) or _table(above) or (files.labels.classes() if files.labels.table else ())
     if like is not None:
         more = sorted(set(names) - set(like.classes))
         if more or (names != like.classes and names and files.layout not in _SINGLE_IMAGES):
@@ -263,6 +286,11 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
             f"image source {files.root}: num_classes is {num_classes}, but {len(names)} classes were found."
         )
     return names or tuple(map(str, range(num_classes)))
+
+
+def _classes_told(files: _Files) -> tuple[str, ...]:
+    own = files.layout.classes(files.root, list(files.infos), files.labels.name) if not files.labels.table else ()
+    return own or _table(files.root)
 
 
 def _table(folder: UPath) -> tuple[str, ...]:

@@ -1,0 +1,83 @@
+"""Plans that measure without a model: images that were given, and a tokenizer alone."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from upath import UPath
+
+from evaluate.results import EvaluationResult, ReconstructionResult
+from infra.cluster import Compute
+from infra.console import stage
+from infra.fingerprint import canonical
+from pipeline.plan import HELDOUT, Planner
+from pipeline.recipes import Recipe
+from pipeline.steps import Plan
+from tokenize_jobs import tokenizers
+from tokenize_jobs.sources.listing import ImageFiles, scan_samples
+
+RECONSTRUCTION = "reconstruction"
+_OF_IMAGES = ("classifier", "keep", "grid_columns")
+"""What of an evaluation's config holds for images that were given."""
+
+
+def planner(
+    recipe: Recipe,
+    compute: Compute,
+    last: str = "",
+    on_log: Callable[[dict[str, Any]], None] = lambda _: None,
+    again: Collection[str] = (),
+) -> Planner:
+    """Return what plans a recipe up to the step `last`."""
+    kind = TokenizerPlanner if last == RECONSTRUCTION else ImagesPlanner if recipe.samples else Planner
+    return kind(recipe, compute, on_log, again)
+
+
+class ImagesPlanner(Planner):
+    """Plans the evaluation of images that were given: reference, evaluation."""
+
+    def plan(self) -> Plan:
+        """Return the plan. Raises InputError for sources that are not there, or whose classes are others."""
+        from evaluate.given_images import side_of  # torch takes seconds to import
+
+        real = None if self.recipe.reference.statistics else self._source(None)
+        images = self.recipe.images
+        numbered = images.num_classes if isinstance(images, ImageFiles) else 0
+        given = scan_samples(self.recipe.samples, real.classes if real else tuple(map(str, range(numbered))))
+        self.image_size = side_of(given)
+        stage("images", f"{given.format}, {len(given.classes) or 'no'} classes, {self.image_size} pixels a side")
+        self._reference(real)
+        reference = self._path("reference")
+
+        def make(out: UPath) -> EvaluationResult:
+            from evaluate.given_images import evaluate_images
+
+            heldout = reference / HELDOUT if (reference / HELDOUT).exists() else None
+            return evaluate_images(self.recipe.evaluate, given, reference, heldout, out, self.compute)
+
+        config = {name: canonical(getattr(self.recipe.evaluate, name)) for name in _OF_IMAGES}
+        inputs = {**self._inputs("reference"), "samples": given.digest[:16]}
+        self._add("evaluation", config, inputs, make, EvaluationResult)
+        return Plan(self.recipe, self.root, self.steps)
+
+
+class TokenizerPlanner(Planner):
+    """Plans the measurement of a tokenizer alone: pictures, tokenizer, reference, reconstruction."""
+
+    def plan(self) -> Plan:
+        """Return the plan. Raises InputError for sources or weights that are not there."""
+        source = self._source(None)
+        weights = self._tokenizer(source)
+        tokenizers.geometry(self.recipe.tokenizer).latent_size(self.image_size)
+        self._reference(source)
+        reference, config = self._path("reference"), self.recipe.reconstruction
+
+        def make(out: UPath) -> ReconstructionResult:
+            from evaluate.reconstruct import reconstruct
+
+            return reconstruct(config, weights, source.images().train, reference, out, self.compute)
+
+        inputs = {**self._inputs("reference"), **source.inputs, "tokenizer": weights.hash}
+        inputs |= {"lpips": digest} if (digest := config.lpips_digest) else {}
+        label = self.recipe.tokenize.label(weights.kind)
+        self._add(RECONSTRUCTION, config, inputs, make, ReconstructionResult, label=label)
+        return Plan(self.recipe, self.root, self.steps, weights)
