@@ -16,7 +16,7 @@ _FEATURES = (
     "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py", "evaluate/real_images.py",
     "evaluate/decoding.py", "infra/seeding.py",
 )  # fmt: skip
-_MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py")
+_MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py", "evaluate/finish.py")
 CODE: dict[str, tuple[str, ...]] = {
     "pictures": ("tokenize_jobs/sources/emoji.py", "infra/seeding.py"),
     "tokenizer": (*_SAMPLES, *_TOKENIZERS, "tokenize_jobs/job/fit_job.py", "infra/seeding.py"),
@@ -41,8 +41,8 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/watch.py",
     ),
     "reference": _FEATURES,
-    "evaluation": (*_MEASURING, "evaluate/evaluate.py", "evaluate/finish.py", "evaluate/given_images.py"),
-    "reconstruction": (*_FEATURES, "tokenize_jobs/tokenizers", "evaluate/reconstruct.py", "evaluate/finish.py"),
+    "evaluation": (*_MEASURING, "evaluate/evaluate.py", "evaluate/given_images.py"),
+    "reconstruction": (*_MEASURING, "evaluate/reconstruct.py"),
     "sweep": (
         *_MEASURING,
         "evaluate/evaluate.py",

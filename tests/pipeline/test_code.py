@@ -14,7 +14,8 @@ ENTRIES = {
     "latents": ["tokenize_jobs/job/latents_job.py"],
     "checkpoint": ["train/trainer.py"],
     "reference": ["evaluate/reference.py"],
-    "evaluation": ["evaluate/evaluate.py"],
+    "evaluation": ["evaluate/evaluate.py", "evaluate/given_images.py"],
+    "reconstruction": ["evaluate/reconstruct.py"],
     "sweep": ["tune/sampling_sweep.py", "tune/training_sweep.py"],
 }
 
@@ -48,7 +49,7 @@ def reached(entries: list[str]) -> set[str]:
 def test_step_names_every_file_that_it_imports_and_that_decides_numbers(step):
     named, before = (
         set(digests(CODE[step])),
-        set(digests(CODE["checkpoint"]) if step in ("evaluation", "sweep") else ()),
+        set(digests(CODE["checkpoint"]) if step in ("evaluation", "reconstruction", "sweep") else ()),
     )
     missing = reached(ENTRIES[step]) - named - before - set(digests(DECIDES_NOTHING))
     assert not {name for name in missing if not name.endswith("/config.py")}
