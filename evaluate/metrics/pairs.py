@@ -51,13 +51,13 @@ class LPIPS(nn.Module):
 
     def __init__(self, layers: Path, vgg16: Path) -> None:
         super().__init__()
-        from torchvision.models import vgg16 as network
+        from torchvision.models.vgg import cfgs, make_layers
 
         try:
             linear = torch.load(layers, map_location="cpu", weights_only=True)
             weights = torch.load(vgg16, map_location="cpu", weights_only=True)
             self.linear = [linear[f"lin{place}.model.1.weight"] for place in range(len(_LPIPS_LAYERS))]
-            self.features = network(weights=None).features
+            self.features = make_layers(cfgs["D"])
             prefix = "features."
             self.features.load_state_dict(
                 {name.removeprefix(prefix): of for name, of in weights.items() if name.startswith(prefix)}

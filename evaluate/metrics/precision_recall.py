@@ -7,12 +7,14 @@ reference's kept features, at most 10,000 as in ADM's evaluation.
 
 import math
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluate.metrics.sets import FeatureSet
 
-_NEIGHBOURS = 3
+_NEIGHBOURS, _GROUPS = 3, 10
 _WHOLE, _BLOCK = 10_000, 2_000  # torch-fidelity's block; of more images than that, blocks that fit in memory
 
 
@@ -28,7 +30,25 @@ def measure(of: FeatureSet, real: FeatureSet) -> dict[str, float]:
     return {name: found[name] for name in ("precision", "recall")}
 
 
-def errors(of: FeatureSet, real: FeatureSet, found: dict[str, float]) -> dict[str, float]:  # noqa: ARG001
-    """Return precision's standard error, that of a share; recall depends on all images at once, and has none here."""
+def errors(of: FeatureSet, real: FeatureSet, found: dict[str, float]) -> dict[str, float]:
+    """Return standard errors: precision's is that of a share, since the real images' balls are fixed.
+
+    Recall depends on all generated images at once: its error is the spread of the recalls of tenths of them. (Leaving
+    a group out moves the balls of all others' neighbours: a jackknife would be half as large again.)
+    """
     share = found.get("precision")
-    return {} if share is None else {"precision": math.sqrt(share * (1 - share) / len(of.features))}
+    if share is None:
+        return {}
+    bars, count = {"precision": math.sqrt(share * (1 - share) / len(of.features))}, len(of.features)
+    if count >= _GROUPS * (_NEIGHBOURS + 2):
+        parts = torch.from_numpy(of.features).tensor_split(_GROUPS)
+        recalls = [_recall(part, torch.from_numpy(real.features)) for part in parts]
+        bars["recall"] = float(np.std(recalls, ddof=1) / math.sqrt(_GROUPS))
+    return bars
+
+
+def _recall(generated: Tensor, real: Tensor) -> float:
+    """Return the share of real images inside the ball of a generated one."""
+    radii = torch.cdist(generated, generated).kthvalue(_NEIGHBOURS + 1).values
+    inside = [(torch.cdist(rows, generated) <= radii).any(1) for rows in real.split(_BLOCK)]
+    return float(torch.cat(inside).float().mean())

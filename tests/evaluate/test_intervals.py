@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from evaluate.intervals import frechet_error
+from evaluate.metrics import precision_recall
 from evaluate.metrics.frechet import frechet_distance
-from evaluate.metrics.sets import FeatureSums, Statistics
+from evaluate.metrics.sets import FeatureSet, FeatureSums, Statistics
 
 T_95 = 2.093  # 95 % of Student's t with 19 degrees of freedom, of twenty groups
+T_95_TENTHS = 2.262  # the same with 9
 DRAWS = 200
+COVERED_60 = 0.87  # 95 % of 60 draws, less three standard errors
 COVERED = (0.90, 0.99)  # 95 % of 200 draws, three standard errors below; a jackknife is a little too wide
 
 
@@ -44,3 +47,22 @@ def test_matrices_of_images_and_of_features_give_one_error():
 def test_identical_images_have_no_error():
     rows = np.ones((40, 6), np.float32)
     assert frechet_error(rows, np.zeros(6), np.eye(6)) == pytest.approx(0, abs=1e-9)
+
+
+def of_rows(rows):
+    return FeatureSet(FeatureSums.of(rows).statistics(), rows)
+
+
+def test_errors_of_precision_and_recall_are_the_spread_over_seeds():
+    real = of_rows(np.random.default_rng(3).standard_normal((300, 4)).astype(np.float32))
+    found, bars = [], []
+    for seed in range(60):
+        rows = np.random.default_rng([4, seed]).standard_normal((240, 4)).astype(np.float32)
+        rows[:, 0] = np.abs(rows[:, 0]) + 0.5  # half of the real ones have no sample near
+        found.append(precision_recall.measure(of_rows(rows), real))
+        bars.append(precision_recall.errors(of_rows(rows), real, found[-1]))
+    for name in ("precision", "recall"):
+        values, errors = (np.array([of[name] for of in rows]) for rows in (found, bars))
+        covered = np.abs(values - values.mean()) <= T_95_TENTHS * errors
+        assert covered.mean() >= COVERED_60, name
+        assert errors.mean() == pytest.approx(values.std(), rel=0.25), name  # of 60 a deviation is known to 9 %

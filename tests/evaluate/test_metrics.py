@@ -77,7 +77,7 @@ def test_every_error_is_finite_and_belongs_to_a_number(extractor):
     of, real = set_of(extractor, random_images(0, 150)), set_of(extractor, random_images(1, 130))
     found = numbers(of, real)
     bars = errors(of, real, found)
-    assert set(bars) == {"fd", "kid", "precision", "inception_score", "accuracy"}
+    assert set(bars) == {"fd", "kid", "precision", "recall", "inception_score", "accuracy"}
     assert set(bars) <= set(found)
     assert all(np.isfinite(value) and value >= 0 for value in bars.values())
 
