@@ -67,7 +67,7 @@ def finish(measured: Measured, out: UPath) -> EvaluationResult:
         metric=conditions.title, numbers=found["samples"], errors=bars, floor=found.get("heldout", {}),
         ceiling=found.get("untrained", {}), conditions=conditions,
         heldout_images=measured.floor.about.images if measured.floor else 0,
-        rank_deficient=conditions.is_rank_deficient, **measured.about,
+        rank_deficient=conditions.is_rank_deficient, seconds=clock.rounded(), **measured.about,
     )  # fmt: skip
     with clock.timing("page"):
         from evaluate.report.page import Findings, write_report  # matplotlib takes a second to import

@@ -119,4 +119,7 @@ def read_reference(folder: UPath) -> RealFeatures:
         part = read_part(folder / _SUMS)
     except UNREADABLE as error:
         raise InputError(f"reference {folder}: cannot be read ({error})") from None
-    return RealFeatures(about, FeatureSet(part.sums.statistics(), part.features), part.pictures)
+    statistics = part.sums.statistics()
+    if len(part.features) == part.sums.count:  # all were kept: the mean is torch-fidelity's, as that of samples
+        statistics = replace(statistics, mean=part.features.mean(0))
+    return RealFeatures(about, FeatureSet(statistics, part.features), part.pictures)

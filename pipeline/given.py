@@ -46,6 +46,8 @@ def measurable_at(word: str, compute: Compute) -> Recipe:
     """Return what `model_at` does, or a recipe that measures the images at a path. Raises InputError for neither."""
     if word.startswith(REGISTERED) or is_recipe(word) or is_model_directory(location(word)):
         return model_at(word, compute)
+    if not any(sign in word for sign in "*?[{:") and not location(word).exists():
+        raise InputError(f"{word}: no such file or folder: neither a model's directory nor images; a recipe has no '/'")
     return given_images(word)
 
 

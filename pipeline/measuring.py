@@ -8,6 +8,7 @@ from upath import UPath
 from evaluate.results import EvaluationResult, ReconstructionResult
 from infra.cluster import Compute
 from infra.console import stage
+from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.plan import HELDOUT, Planner
 from pipeline.recipes import Recipe
@@ -39,8 +40,10 @@ class ImagesPlanner(Planner):
         """Return the plan. Raises InputError for sources that are not there, or whose classes are others."""
         from evaluate.given_images import side_of  # torch takes seconds to import
 
-        real = None if self.recipe.reference.statistics else self._source(None)
         images = self.recipe.images
+        if not self.recipe.reference.statistics and isinstance(images, ImageFiles) and not images.path:
+            raise InputError(f"{self.recipe.samples}: real images to measure against are needed: --images.path")
+        real = None if self.recipe.reference.statistics else self._source(None)
         numbered = images.num_classes if isinstance(images, ImageFiles) else 0
         given = scan_samples(self.recipe.samples, real.classes if real else tuple(map(str, range(numbered))))
         self.image_size = side_of(given)

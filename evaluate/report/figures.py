@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 _BINS = 40
+_Z = 1.96  # 95 % of a normal distribution
 
 
 def class_bars(accuracy: Mapping[str, float], overall: float) -> str:
@@ -31,6 +32,16 @@ def distance_histograms(distances: Mapping[str, Sequence[float]]) -> str:
         axes.hist(of, edges, weights=np.full(len(of), 1 / len(of)), histtype="step", linewidth=1.5, label=name)
     axes.set(xlabel="distance to the nearest real image", ylabel="share of images")
     axes.legend(frameon=False)
+    return svg_text(figure)
+
+
+def distance_curve(points: Sequence[tuple[int, float, float]], name: str) -> str:
+    """Return a curve of (training steps, distance, standard error), with bars of 1.96 errors."""
+    steps, distances, errors = zip(*points, strict=True)
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(steps, distances, [_Z * error for error in errors], color="#4878a8", marker="o", capsize=3)
+    axes.set(xlabel="training steps", ylabel=name)
     return svg_text(figure)
 
 

@@ -12,12 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from upath import UPath
 
+from evaluate.conditions import comparable
 from evaluate.metrics import accuracy, frechet
 from evaluate.metrics.sets import FeatureSet
 from evaluate.reference import RealFeatures
-from evaluate.report.figures import class_bars, distance_histograms
+from evaluate.report.figures import class_bars, distance_curve, distance_histograms
 from evaluate.report.neighbours import MOST, nearest
 from evaluate.results import GRID, REPORT, EvaluationResult
+from infra.artifact import load
 from infra.fingerprint import canonical, flatten
 from infra.storage import write_atomic
 
@@ -46,8 +48,10 @@ def write_report(findings: Findings, out: UPath) -> None:
         title=f"{findings.result.metric} {findings.result.fd:.4g}",
         result=findings.result,
         rows=_rows(findings.result),
+        time=", ".join(f"{part} {of:.1f} s" for part, of in findings.result.seconds.items()),
         conditions=_conditions(findings.result),
         grid=_text(grid.read_bytes()) if grid.exists() else "",
+        curve=_curve(findings.result, out),
         **_classes(findings),
         **_nearest(findings),
     )
@@ -79,6 +83,23 @@ def _conditions(result: EvaluationResult) -> list[tuple[str, object]]:
         weights = "averaged (EMA)" if result.ema else "raw"
         shown |= {"weights": weights, "seed": result.seed, **flatten(canonical(result.sampling))}
     return [(name.replace("_", " "), value) for name, value in shown.items()]
+
+
+def _curve(result: EvaluationResult, out: UPath) -> str:
+    """Return the distances of checkpoints of other lengths, measured alike, beside this one's; '' without others."""
+    every = {result.train_steps: result}
+    for folder in sorted(out.parent.iterdir(), key=str) if result.train_steps is not None else ():
+        found = load(folder, EvaluationResult)
+        if found is not None and _alike(found.result, result):
+            every.setdefault(found.result.train_steps, found.result)
+    points = sorted((steps or 0, of.fd, of.errors.get(frechet.NAME, 0.0)) for steps, of in every.items())
+    return distance_curve(points, result.metric) if len(points) > 1 else ""
+
+
+def _alike(other: EvaluationResult, result: EvaluationResult) -> bool:
+    """Tell whether two numbers differ by the length of the training alone, as far as their results say."""
+    same = all(getattr(other, name) == getattr(result, name) for name in ("sampling", "seed", "ema"))
+    return other.train_steps is not None and same and comparable(other.conditions, result.conditions)
 
 
 def _classes(findings: Findings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The page of an evaluation: self-contained, and what it says is what was measured."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,8 @@ from evaluate.reference import RealFeatures
 from evaluate.report.neighbours import nearest
 from evaluate.report.page import Findings, write_report
 from evaluate.results import REPORT, EvaluationResult, ReferenceResult
-from infra.storage import location
+from infra.fingerprint import canonical
+from infra.storage import location, write_json
 
 CLASSES = tuple(f"class <{label}>" for label in range(3))
 
@@ -116,3 +118,18 @@ def test_nearest_are_those_of_every_distance():
     np.testing.assert_array_equal(found.places[:, 0], every.argmin(1))
     np.testing.assert_allclose(found.distances, np.sort(every, 1)[:, :3], atol=1e-3)
     assert nearest(queries, candidates[:2], 3).places.shape == (1100, 2)
+
+
+def test_checkpoints_of_other_lengths_measured_alike_are_a_curve(tmp_path):
+    def other(name, **changes):
+        result = replace(findings().result, **changes)
+        write_json(tmp_path / name / "artifact.json", {"result": canonical(result, identity=False)})
+
+    mine = replace(findings().result, train_steps=100)
+    (tmp_path / "mine").mkdir()
+    other("seed", train_steps=50, seed=8)
+    other("images", train_steps=50, conditions=replace(mine.conditions, images=31))
+    other("untold", train_steps=None)
+    assert "<h2>Checkpoints" not in page(findings(result=mine), tmp_path / "mine")
+    other("half", train_steps=50, numbers={"fd": 20.0})
+    assert "<h2>Checkpoints" in page(findings(result=mine), tmp_path / "mine")
