@@ -189,9 +189,10 @@ class _Measurer:
     def reconstructed(self, images: np.ndarray) -> np.ndarray:
         """Return images uint8 (n, H, W, 3), encoded to the mean of the posterior and decoded, in float32."""
         at_once, found = max(1, _PIXELS_AT_ONCE // images[0, ..., 0].size), []
+        kind = self.tokenizer.tokens(images.shape[1] // self.tokenizer.stride)
         for start in range(0, len(images), at_once):
-            moments = self.tokenizer.encode(from_uint8(images[start : start + at_once], self.device))
-            found.append(to_uint8(self.tokenizer.decode(moments[:, : self.tokenizer.channels].float())))
+            encoded = self.tokenizer.encode(from_uint8(images[start : start + at_once], self.device))
+            found.append(to_uint8(self.tokenizer.decode(kind.likeliest(encoded).float())))
         return np.concatenate(found)
 
 

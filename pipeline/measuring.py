@@ -70,7 +70,7 @@ class TokenizerPlanner(Planner):
         """Return the plan. Raises InputError for sources or weights that are not there."""
         source = self._source(None)
         weights = self._tokenizer(source)
-        tokenizers.geometry(self.recipe.tokenizer).latent_size(self.image_size)
+        tokenizers.geometry(self.recipe.tokenizer).of_image(self.image_size)
         self._reference(source)
         reference, config = self._path("reference"), self.recipe.reconstruction
 
