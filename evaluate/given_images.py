@@ -84,7 +84,7 @@ def evaluate_images(
         raise InputError(f"{listing.root}: holds {len(drawn.features)} images; two are the least that can be measured")
     drawn, classes = _labelled_or_not(drawn, listing)
     shown = _leave_grid(drawn, listing, classes, 0 if config.keep == "none" else config.grid_columns, out)
-    seconds = dict(zip(("drawing", "features"), drawn.seconds.sum(0).tolist(), strict=True))
+    seconds = dict(zip(("reading", "features"), drawn.seconds.sum(0).tolist(), strict=True))
     measured = Measured(
         real=real, floor=floor, samples=feature_set(drawn, len(classes)), classes=classes, shown=shown,
         precision=PRECISION, seconds=seconds,

@@ -55,7 +55,7 @@ class EvaluationResult(Result):
     train_steps: int | None = None
     """Of the model: 0 where it does not say."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by part: drawing (of given images reading), features, numbers, errors, page."""
+    """Wall time by part: drawing (or reading images that were given), features, numbers, errors, page."""
 
     @property
     def fd(self) -> float:

@@ -73,7 +73,7 @@ def as_trained_with(found: TokenizerFile, card: ModelCard) -> TokenizerFile:
     """
     record = _record(location(found.path)) if found.path else {}
     if record.get("step") == "tokenizer" and record.get("fingerprint") == card.tokenizer_hash:
-        return TokenizerFile("fit", found.path, card.tokenizer_hash)
+        return TokenizerFile(card.tokenizer_kind, found.path, card.tokenizer_hash)
     return found
 
 
@@ -84,8 +84,8 @@ def _own(folder: UPath) -> Recipe | None:
         return None
     recipe, card = _recipe(record["recipe"], str(folder / RECORD)), read_card(folder)
     fitted = sorted((folder.parents[2] / "tokenizer").glob(f"*/{card.tokenizer_hash}"), key=str)
-    if card.tokenizer_kind == "fit" and not fitted:
-        raise InputError(f"{folder}: the tokenizer fit {card.tokenizer_hash} that it was trained with is not beside it")
+    if card.tokenizer_kind.startswith("fit") and not fitted:
+        raise InputError(f"{folder}: its tokenizer {card.tokenizer_kind} {card.tokenizer_hash} is not beside it")
     return _measuring(recipe, folder, PretrainedTokenizer(kind="fitted", path=str(fitted[0])) if fitted else None)
 
 
@@ -121,7 +121,7 @@ def _registered(uri: str, compute: Compute) -> Recipe:
     package = _package(version, store, root / "registered" / version.name / version.number)
     saved = read_json(package / _PACKAGE)
     tokenizer = saved["tokenizer"]
-    kind = {"fit": "fitted"}.get(tokenizer["kind"], tokenizer["kind"])
+    kind = "fitted" if tokenizer["kind"].startswith("fit") else tokenizer["kind"]
     file = PretrainedTokenizer(kind=kind, path=str(package / tokenizer["file"]) if tokenizer["file"] else "")
     recipe = _recipe(version.recipe, uri) if version.recipe else given_model("")
     sampling = from_json(json.dumps(saved["sampling"]), Sampling, _PACKAGE)

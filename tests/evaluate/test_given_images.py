@@ -134,7 +134,7 @@ def test_numbers_are_torch_fidelitys_whatever_the_workers_and_though_one_is_kill
             assert result.numbers[name] == pytest.approx(theirs[key], rel=1e-8, abs=1e-6), name
     assert found["1"].rank_deficient == (len(NAMES) * EACH <= 64)
     assert found["1"].sampling is None
-    assert set(found["1"].seconds) == {"drawing", "features", "numbers", "errors", "page"}
+    assert set(found["1"].seconds) == {"reading", "features", "numbers", "errors", "page"}
 
 
 def _theirs(listing, real, weights):

@@ -140,13 +140,11 @@ def scan_heldout(path: str, train: Listing) -> Listing:
 def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
     """Return the listing of images to measure, labelled as `classes` where their own are among these, or are numbers.
 
-    There are no classes in a flat folder; where `classes` are none, they are the files' own. Raises InputError as
-    `scan` does, for other classes, and for images beside class folders, which would be left out.
+    A flat folder has none; where `classes` are none, they are the files' own. Raises InputError as `scan` does, for
+    other classes, and for images beside class folders, which would be left out.
     """
     files = _find(path)
-    own = _classes_told(files)
-    if files.layout is FLAT:
-        own = classes = ()
+    own, classes = ((), ()) if files.layout is FLAT else (_classes_told(files), classes)
     if files.layout is FOLDER and any(FLAT.takes(beside.name) for beside in files.root.iterdir()):
         raise InputError(f"image source {files.root}: holds both images and folders of images; give one of them")
     labels = {name: place for place, name in enumerate(classes or own)}
@@ -289,8 +287,8 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
 
 
 def _classes_told(files: _Files) -> tuple[str, ...]:
-    own = files.layout.classes(files.root, list(files.infos), files.labels.name) if not files.labels.table else ()
-    return own or _table(files.root)
+    of = () if files.labels.table else files.layout.classes(files.root, list(files.infos), files.labels.name)
+    return of or _table(files.root)
 
 
 def _table(folder: UPath) -> tuple[str, ...]:
