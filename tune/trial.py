@@ -13,7 +13,7 @@ import numpy as np
 from upath import UPath
 
 from evaluate.config import Sampling, Subject
-from evaluate.drawn import Drawn, cover, find_ranges, merged, range_path, read_range, write_range
+from evaluate.drawn import Drawn, cover, find_ranges, merged, range_path, read_range, write_drawn
 from evaluate.features import Extractor
 from evaluate.grid import sample_grid
 from evaluate.intervals import frechet_error
@@ -92,7 +92,7 @@ def _measured(work: Work, sampling: Sampling) -> Trial:
         speed = (time.monotonic() - began) / len(span)
         features, logits = extractor.layers(images)
         shown = images if span.start == 0 else images[:0]
-        write_range(range_path(folder, span), Drawn(features, logits, _NO_CLASSES, shown))
+        write_drawn(range_path(folder, span), Drawn(features, logits, _NO_CLASSES, shown))
     parts = [found.get(span) or read_range(folder, span) for span in spans]
     drawn = merged([part for part in parts if part is not None]).first(work.images)
     of = feature_set(drawn, generator.card.model.num_classes)
