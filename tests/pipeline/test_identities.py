@@ -40,6 +40,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "5cb66d2d",
         "tune": "2ff9cdff",
+        "reconstruction": "27bf0cf0",
     },
     "table1-raster-diff": {
         "images": "46435de0",
@@ -49,6 +50,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "fed99468",
         "tune": "2ff9cdff",
+        "reconstruction": "27bf0cf0",
     },
     "table1-random-ce": {
         "images": "46435de0",
@@ -58,6 +60,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "c96429b2",
         "tune": "2ff9cdff",
+        "reconstruction": "27bf0cf0",
     },
     "table1-random-diff": {
         "images": "46435de0",
@@ -67,6 +70,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "6c036f68",
         "tune": "2ff9cdff",
+        "reconstruction": "27bf0cf0",
     },
     "table1-mar-ce": {
         "images": "46435de0",
@@ -76,6 +80,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "012b8747",
         "tune": "7f3e7990",
+        "reconstruction": "27bf0cf0",
     },
     "table1-mar-diff": {
         "images": "46435de0",
@@ -85,6 +90,7 @@ IDENTITIES = {
         "reference": "8637a90c",
         "evaluate": "93174379",
         "tune": "7f3e7990",
+        "reconstruction": "27bf0cf0",
     },
     "imagenet-256-mar-b": {
         "images": "ca3c58cc",
