@@ -152,11 +152,7 @@ def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
         labels = {name: int(name) for name in own if name.isdecimal()}
         if len(labels) < len(own) or max(labels.values()) >= len(classes):
             raise InputError(f"image source {files.root}: {strange[0]!r} is no class of the reference's images")
-    return Listing(
-        format=files.layout.name, root=str(files.root), classes=classes or own, digest=_digest(files, classes or own),
-        shards=files.layout.shards(files.root, list(files.infos), labels),
-        total_bytes=sum(int(info["size"] or 0) for info in files.infos.values()), labels=files.labels,
-    )  # fmt: skip
+    return _labelled(files, classes or own, labels)
 
 
 def scan_images(images: ImageFiles) -> Images:
@@ -246,9 +242,12 @@ def _refuse_mixed(root: UPath, layout: Layout, taken: Mapping[str, Any], found: 
 
 
 def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None = None) -> Listing:
-    names = list(files.infos)
     classes = _classes(files, num_classes, above, like)
-    shards = files.layout.shards(files.root, names, {name: label for label, name in enumerate(classes)})
+    return _labelled(files, classes, {name: label for label, name in enumerate(classes)})
+
+
+def _labelled(files: _Files, classes: tuple[str, ...], labels: Mapping[str, int]) -> Listing:
+    shards = files.layout.shards(files.root, list(files.infos), labels)
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
         shards=tuple(replace(s, sizes=tuple(files.size(name) for name in s.files)) for s in shards),
