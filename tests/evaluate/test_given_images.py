@@ -67,7 +67,7 @@ def test_flat_folders_and_tars_without_labels_have_no_classes(tmp_path):
 def test_images_that_a_layout_would_leave_out_are_refused(tmp_path):
     root = write_folder(tmp_path / "x", names=("a",))
     shutil.copy(root / "a" / "0.png", root / "grid.png")
-    with pytest.raises(InputError, match="both images and folders"):
+    with pytest.raises(InputError, match="mixes layouts"):
         scan_samples(str(root), ())
 
 

@@ -140,13 +140,10 @@ def scan_heldout(path: str, train: Listing) -> Listing:
 def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
     """Return the listing of images to measure, labelled as `classes` where their own are among these, or are numbers.
 
-    A flat folder has none; where `classes` are none, they are the files' own. Raises InputError as `scan` does, for
-    other classes, and for images beside class folders, which would be left out.
+    A flat folder has none; no `classes` are the files' own. Raises InputError as `scan` does, and for other classes.
     """
     files = _find(path)
     own, classes = ((), ()) if files.layout is FLAT else (_classes_told(files), classes)
-    if files.layout is FOLDER and any(FLAT.takes(beside.name) for beside in files.root.iterdir()):
-        raise InputError(f"image source {files.root}: holds both images and folders of images; give one of them")
     labels = {name: place for place, name in enumerate(classes or own)}
     if strange := [name for name in own if name not in labels]:
         labels = {name: int(name) for name in own if name.isdecimal()}
