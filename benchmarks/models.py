@@ -143,7 +143,7 @@ def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     inputs = StepInput(patchify(latents, shape.patch_size), labels, draws)
 
     def ours() -> Tensor:
-        return training_step(model, model, ema, optimization, inputs)["loss"]
+        return training_step(model, model, ema, optimization, [inputs])["loss"]
 
     return ours, lambda: plain(latents, labels, draws, bf16=bf16)
 

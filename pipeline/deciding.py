@@ -36,9 +36,11 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/heldout_loss.py",
         "train/loop.py",
         "train/optimizer.py",
+        "train/progress.py",
         "train/step.py",
         "train/trainer.py",
         "train/watch.py",
+        "train/workers.py",
     ),
     "reference": _FEATURES,
     "evaluation": (*_MEASURING, "evaluate/evaluate.py", "evaluate/given_images.py"),
@@ -59,8 +61,8 @@ CODE: dict[str, tuple[str, ...]] = {
 DECIDES_NOTHING = (
     "infra/actors.py", "infra/ahead.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
     "infra/fingerprint.py", "infra/follow.py", "infra/from_json.py", "infra/hold.py",
-    "infra/artifact.py", "infra/processor.py",
-    "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py", "train/results.py",
+    "infra/artifact.py", "infra/processor.py", "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py",
+    "train/results.py", "train/log.py", "train/saving.py",
     "evaluate/results.py", "tune/results.py", "tune/figures.py", "tune/page.py", "evaluate/grid.py",
     "evaluate/report", "tokenize_jobs/config.py",
 )  # fmt: skip

@@ -22,7 +22,7 @@ STILL = Train(lr=0.0, warmup_steps=0, grad_clip=float("inf"), precision="fp32")
 
 def step_loss(model, inputs, network=None, config=STILL):
     """The loss of a training step that leaves the weights where they are, and its gradients in `model`."""
-    return training_step(model, network or model, EMA(model, 0.9), Optimization(model, config), inputs)["loss"]
+    return training_step(model, network or model, EMA(model, 0.9), Optimization(model, config), [inputs])["loss"]
 
 
 CAUSAL = CausalTrunk(buffer_size=8, width=32, depth=4, heads=4, dropout=0.0)

@@ -4,7 +4,7 @@ Everything is a function of (seed, step) and the row of the global batch: the sa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,18 +44,22 @@ class TrainingDraws:
 
 @dataclass(frozen=True)
 class StepInput:
-    """What `training_step` takes, for the B rows of one worker."""
+    """A micro-batch of B rows: `training_step` takes one or several."""
 
     tokens: Tensor
     """(B, L, C)."""
     labels: Tensor
     """(B,)."""
     draws: TrainingDraws
+    dropout_seed: int = 0
+    """Of torch's generators: dropout is the only draw left to torch."""
+    weight: float = 1.0
+    """Of its mean loss in the step's, on a worker; the mean over the workers is the loss of the global batch."""
 
     def to(self, device: torch.device) -> "StepInput":
         """Move to a device without waiting for it."""
         tokens, labels = (tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.labels))
-        return StepInput(tokens, labels, self.draws.to(device))
+        return replace(self, tokens=tokens, labels=labels, draws=self.draws.to(device))
 
 
 def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingDraws:
@@ -75,17 +79,23 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
     )
 
 
-def step_input(
+def step_inputs(
     store: "LatentStore", model: Model, config: Train, step: int, rank: int = 0, world: int = 1
-) -> StepInput:
-    """Return the input of one step for worker `rank` of `world`, which must divide the global batch size."""
-    share, first = config.batch_size // world, step * config.batch_size
-    rows = range(rank * share, (rank + 1) * share)
-    batch = store.batch(config.seed, range(first + rows.start, first + rows.stop))
-    tokens = patchify(torch.from_numpy(batch.latents), model.patch_size)
-    return StepInput(tokens, torch.from_numpy(batch.labels), training_draws(model, config.seed, step, rows))
+) -> list[StepInput]:
+    """Return the micro-batches of one step that worker `rank` of `world` takes.
 
+    They are the same for any number of workers; where the recipe names none, a worker's share is one.
+    """
+    size = config.micro_batch or config.batch_size // world
+    count = config.batch_size // size
+    seed, weight = ("dropout", "micro-dropout")[bool(config.micro_batch)], world / count
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators for one step of one worker: dropout is the only draw left to torch."""
-    torch.manual_seed(int(stream("dropout", seed, step, rank).integers(2**31)))
+    def make(number: int) -> StepInput:
+        rows, first = range(number * size, (number + 1) * size), step * config.batch_size
+        batch = store.batch(config.seed, range(first + rows.start, first + rows.stop))
+        tokens = patchify(torch.from_numpy(batch.latents), model.patch_size)
+        draws = training_draws(model, config.seed, step, rows)
+        dropout = int(stream(seed, config.seed, step, number).integers(2**31))
+        return StepInput(tokens, torch.from_numpy(batch.labels), draws, dropout, weight)
+
+    return [make(number) for number in range(rank * count // world, (rank + 1) * count // world)]

@@ -1,31 +1,23 @@
-"""Checkpoints: weights as safetensors, the optimizer's state as tensors only. Nothing in them can execute code.
-
-A model directory, the artifact that sampling takes, holds model.json, model.safetensors and ema.safetensors.
-"""
+"""A model directory, the artifact that sampling takes: model.json, model.safetensors and ema.safetensors."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 from upath import UPath
 
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import write_atomic, write_json
 from train.card import EMA_WEIGHTS, MODEL, WEIGHTS, ModelCard, is_model_directory, read_card
-from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
 from train.models.config import Model
 from train.models.published import check_against
-from train.optimizer import Optimization
-
-PROGRESS = "progress.pt"
 
 
 def write_model(
@@ -66,23 +58,3 @@ def untrained_directory(card: ModelCard, seed: int, folder: UPath) -> UPath:
         state = new_model(card.model, seed).state_dict()
         write_model(folder, replace(card, train_steps=0, images_seen=0), state, state)
     return folder
-
-
-def save_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> None:
-    """Write what a later run needs to go on exactly here."""
-    state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimization": optimization.state_dict()}
-    torch.save(state, folder / PROGRESS)
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """Return what `save_progress` wrote, on the CPU."""
-    return torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
-
-
-def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
-    """Go on from what `save_progress` wrote; returns the number of steps done."""
-    state = read_progress(folder)
-    model.load_state_dict(state["model"])
-    ema.model.load_state_dict(state["ema"])
-    optimization.load_state_dict(state["optimization"])
-    return optimization.step_number

@@ -41,22 +41,39 @@ class Train:
     """Seed of the initial weights, the order of the data and all draws."""
     max_skipped_steps: int = added(default=10)
     """Skipped steps in a row, whose gradients were not finite, that end the training."""
+    micro_batch: int = added(default=0)
+    """Images of a micro-batch, into which the batch is cut and whose dropout has draws of its own: a worker takes
+    several one after the other, which needs less memory. 0: a worker's share of the batch is one."""
     checkpoint_every: int = where(default=1000)
     """Steps between checkpoints: what a killed run loses at most."""
     log_every: int = where(default=20)
     """Steps between lines of the log."""
 
-    def check_workers(self, workers: int) -> None:
-        """Raise InputError unless the batch divides among this many workers."""
-        if self.batch_size % max(workers, 1):
-            raise InputError(
-                f"--train.batch-size {self.batch_size} is not a multiple of --compute.train.workers {workers}"
-            )
-
     def on(self, kind: "TokenKind", num_classes: int) -> Model:
         """Return the model of this training on tokens of this kind."""
         chosen = canonical(self.model, identity=False)
         return from_json(json.dumps(chosen | kind.for_model() | {"num_classes": num_classes}), Model, "--train.model")
+
+    @property
+    def most_workers(self) -> int:
+        """Return how many workers the batch can keep busy."""
+        return self.batch_size // max(self.micro_batch, 1)
+
+    def check_workers(self, workers: int) -> None:
+        """Raise InputError unless each of this many workers has its part of the batch."""
+        if self.batch_size < 1 or self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
+            raise InputError(
+                f"--train.micro-batch {self.micro_batch} does not divide --train.batch-size {self.batch_size}"
+            )
+        if self.micro_batch and workers > self.most_workers:
+            raise InputError(
+                f"--compute.train.workers {workers}: --train.batch-size {self.batch_size} is {self.most_workers} "
+                f"micro-batches of --train.micro-batch {self.micro_batch}; ask for no more workers than micro-batches"
+            )
+        if not self.micro_batch and self.batch_size % max(workers, 1):
+            raise InputError(
+                f"--train.batch-size {self.batch_size} is not a multiple of --compute.train.workers {workers}"
+            )
 
     def check(self, model: Model) -> None:
         """Raise InputError unless the model fits the tokens that it is trained on."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from train.batches import StepInput, step_input
+from train.batches import StepInput, step_inputs
 from train.config import Train
 from train.models.autoregressor import Autoregressor
-from train.models.head import HeadLoss
+from train.models.config import Model
 from train.models.transformer import take_rows
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class HeldoutLoss:
 
     def __init__(self, store: "LatentStore", config: Train, rank: int = 0, world: int = 1) -> None:
         rows = min(max(len(store) // _PARTS, _FEWEST), _MOST)
-        self._store, self._config = store, replace(config, seed=_SEED, batch_size=rows)
+        self._store, self._config = store, replace(config, seed=_SEED, batch_size=rows, micro_batch=0)
         self._parts, self._world = range(rank, _PARTS, world), world
 
     @torch.no_grad()
@@ -44,14 +44,17 @@ class HeldoutLoss:
         found = {}
         for part in self._parts:
             with precision:
-                loss = loss_of(model, step_input(self._store, model.config, self._config, part).to(device))
-            found[part] = {name: term.item() for name, term in {"loss": loss.loss, **loss.terms}.items()}
+                found[part] = _losses(model, self._input(model.config, part).to(device))
         everywhere = [found]
         if self._world > 1:
             everywhere = [{}] * self._world
             distributed.all_gather_object(everywhere, found)
         parts = [terms for _, terms in sorted((part, terms) for each in everywhere for part, terms in each.items())]
         return {f"{PREFIX}{name}": fmean(terms[name] for terms in parts) for name in parts[0]}
+
+    def _input(self, model: Model, part: int) -> StepInput:
+        (only,) = step_inputs(self._store, model, self._config, part)
+        return only
 
 
 def loss_of(model: Autoregressor, inputs: StepInput) -> HeadLoss:

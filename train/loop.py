@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: batches in, steps, checkpoints and a log out."""
 
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,21 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.ahead import one_ahead
-from infra.follow import append
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
-from train.batches import seed_dropout, step_input
-from train.checkpoint import load_progress, new_model, save_progress
+from train.batches import StepInput, step_inputs
+from train.checkpoint import new_model
 from train.config import Train
 from train.ema import EMA
 from train.heldout_loss import HeldoutLoss
+from train.log import Log
 from train.models.config import Model
 from train.optimizer import Optimization
+from train.progress import load_progress, newest_whole
+from train.saving import Saver
 from train.step import training_step
 from train.watch import Watch
+from train.workers import as_the_first_says, mean_of_all
 
 
 @dataclass(frozen=True)
@@ -35,58 +37,97 @@ class TrainJob:
     latents: str
     log: str
     cores: int
+    progress: str
+    """Folder of what a later run goes on from."""
+    stop: str
+    """A file: when it appears, the workers write what they have and leave."""
     heldout: Heldout = NONE_HELD
     """What is not trained on, of the images in `latents`."""
     heldout_latents: str = ""
     """Latents of images that are not among them, or nothing."""
+    begin: str = ""
+    """Progress to begin with where `progress` holds none, or nothing."""
 
 
 def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     """Train to the last step, going on from the newest checkpoint of this run, if there is one."""
     job = payload["job"]
-    config, context = job.config, ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(job.cores)
-    device = ray.train.torch.get_device()
-    store = LatentStore(job.latents, heldout=job.heldout)
-    model = new_model(job.model, config.seed).to(device)
-    ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
-    start = 0
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            start = load_progress(Path(folder), model, ema, optimization)
-    network = model
-    if world > 1:
-        # the head is used outside of the wrapped forward: its hooks work there too, as long as no parameter is unused
-        network = DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
-    log = _Log(Path(job.log), start, config.batch_size) if rank == 0 else None
-    held = _held(job, store)
-    heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
-    watch = Watch(config.max_skipped_steps)
-
-    def make(step: int) -> Any:  # noqa: ANN401
-        return step_input(store, job.model, config, step, rank, world)
-
+    context = ray.train.get_context()
+    worker = _Worker(job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        with one_ahead(make, range(start, config.train_steps)) as ahead:
-            for step, inputs in ahead:
-                seed_dropout(config.seed, step, rank)
-                lr = optimization.lr
-                done = step + 1
-                watch.add(done, training_step(model, network, ema, optimization, inputs.to(device)))
-                saves = done % config.checkpoint_every == 0 or done == config.train_steps
-                found = {}
-                if saves and heldout is not None:
-                    found = heldout.measure(ema.model, optimization.mixed_precision(device), device)
-                if done % config.log_every == 0 or done == config.train_steps or found:
-                    terms = watch.fetch()  # by all workers: the gradient is the same, and so they end together
-                    if log is not None:
-                        log.write(done, {**terms, **found, "lr": lr})
-                if saves:
-                    _report({"step": done, **found}, rank, model, ema, optimization)
+        return worker.train()
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
         return {"failed": str(error)}
-    return {"start": start, "images": len(store), "images_held_back": store.held_back}
+
+
+class _Worker:
+    """One of the processes that train, with the state that all of them have."""
+
+    def __init__(self, job: TrainJob, rank: int, world: int, device: torch.device) -> None:
+        torch.set_num_threads(job.cores)
+        self.job, self.rank, self.world, self.device, config = job, rank, world, device, job.config
+        self.store = LatentStore(job.latents, heldout=job.heldout)
+        self.model = new_model(job.model, config.seed).to(device)
+        self.ema, self.optimization = EMA(self.model, config.ema_decay), Optimization(self.model, config)
+        self.start = self._go_on()
+        self.network = self.model
+        if world > 1:
+            # the head is used outside of the wrapped forward: its hooks work there too, if no parameter is unused
+            devices = [device] if device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, devices, broadcast_buffers=False)
+        held = _held(job, self.store)
+        self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
+        self.watch, self.saver = Watch(config.max_skipped_steps, mean_of_all), Saver(Path(job.progress), rank)
+        self.log = Log(Path(job.log), self.start, config.batch_size) if rank == 0 else None
+
+    def _go_on(self) -> int:
+        """Take the newest checkpoint that is whole; returns the number of steps done."""
+        folder = newest_whole(Path(self.job.progress)) if self.rank == 0 else None
+        folder = as_the_first_says(folder or (Path(self.job.begin) if self.job.begin else None))
+        return load_progress(folder, self.model, self.ema, self.optimization) if folder else 0
+
+    def train(self) -> dict[str, Any]:
+        """Take the steps that are left. Raises FloatingPointError when too many in a row are not finite."""
+        steps = range(self.start, self.job.config.train_steps)
+        with one_ahead(self._inputs, steps) as ahead:
+            for step, inputs in self.log.timing(ahead) if self.log else ahead:
+                lr = self.optimization.lr
+                on_device = [each.to(self.device) for each in inputs]
+                terms = training_step(self.model, self.network, self.ema, self.optimization, on_device)
+                self.watch.add(step + 1, terms)
+                if self._after(step + 1, lr):
+                    return {"stopped": step + 1}
+        return {"start": self.start, "images": len(self.store), "images_held_back": self.store.held_back}
+
+    def _inputs(self, step: int) -> list[StepInput]:
+        return step_inputs(self.store, self.job.model, self.job.config, step, self.rank, self.world)
+
+    def _after(self, done: int, lr: float) -> bool:
+        """Log and save where it is due after this many steps; tells whether the workers were asked to leave."""
+        config, is_last = self.job.config, done == self.job.config.train_steps
+        logs = done % config.log_every == 0 or is_last
+        stops = logs and not is_last and as_the_first_says(Path(self.job.stop).exists())
+        saves = done % config.checkpoint_every == 0 or is_last or stops
+        found = self._heldout_losses() if saves else {}
+        if logs or found:
+            terms = self.watch.fetch()  # by all workers: the gradient is the same, and so they end together
+            if self.log is not None:
+                self.log.write(done, {**terms, **found, "lr": lr})
+        if saves:
+            metrics = {"step": done, **found}
+            seconds = self.saver.save(metrics, self.model, self.ema, self.optimization, last=is_last or stops)
+            if self.log is not None:
+                self.log.held_up(seconds)
+        return stops
+
+    def _heldout_losses(self) -> dict[str, float]:
+        if self.heldout is None:
+            return {}
+        began = time.monotonic()
+        found = self.heldout.measure(self.ema.model, self.optimization.mixed_precision(self.device), self.device)
+        if self.log is not None:
+            self.log.held_up(time.monotonic() - began)
+        return found
 
 
 def _held(job: TrainJob, store: LatentStore) -> LatentStore | None:
@@ -96,33 +137,3 @@ def _held(job: TrainJob, store: LatentStore) -> LatentStore | None:
     held = LatentStore(job.heldout_latents)
     held.latent_scale = store.latent_scale
     return held
-
-
-def _report(metrics: dict[str, float], rank: int, model: torch.nn.Module, ema: EMA, optimization: Optimization) -> None:
-    """Hand rank 0's state to Ray Train, which stores it whole or not at all; a barrier for all workers."""
-    name = f"step_{metrics['step']:08d}"
-    if rank != 0:
-        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_progress(Path(folder), model, ema, optimization)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
-
-
-NOT_METRICS = ("step", "time", "images_per_second", "lr", "skipped", "skipped_step")
-"""Of a line of the log; all else is what the step returned."""
-
-
-class _Log:
-    """Appends a line for each logged step; the driver follows the file."""
-
-    def __init__(self, path: Path, start: int, batch_size: int) -> None:
-        self.path, self.batch_size = path, batch_size
-        self.last_step, self.last_time = start, time.monotonic()
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        now = time.monotonic()
-        rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
-        self.last_step, self.last_time = step, now
-        append(self.path, {"step": step, **metrics, "images_per_second": round(rate, 2), "time": time.time()})

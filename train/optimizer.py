@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from train.config import Train
 from train.models.autoregressor import Autoregressor
@@ -33,6 +35,11 @@ def learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int, s
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return peak * DECAYS[schedule]((step - warmup_steps) / max(1, train_steps - warmup_steps))
+
+
+def reducing(network: nn.Module, *, last: bool) -> AbstractContextManager:
+    """Return the context of a micro-batch's forward pass: only the last one's gradients are summed over the workers."""
+    return nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
 
 class Optimization:

@@ -1,7 +1,10 @@
 """Assembles Ray Train's TorchTrainer around the loop, and turns its last checkpoint into a model directory."""
 
+import signal
 import statistics
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,15 @@ from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
 from tokenize_jobs.tokens import read_kind
 from train.card import ModelCard
-from train.checkpoint import read_progress, write_model
+from train.checkpoint import write_model
 from train.config import Train
-from train.loop import NOT_METRICS, TrainJob, train_worker
+from train.log import NOT_METRICS
+from train.loop import TrainJob, train_worker
+from train.progress import newest_whole, read_progress, step_of
 from train.results import LOG, CheckpointResult
 
-RUN = "ray_train"
+RUN, STOP = "ray_train", "stop"
+_MOST_FAILURES = 3  # in a row, without progress between them
 
 
 def train(
@@ -50,22 +56,26 @@ def train(
     config.check(model)
     config.check_workers(compute.train.workers)
     log = Path(str(out)) / LOG
-    with connected(compute) as cluster, following(log, on_log), keeping_interrupts():
+    root = Path(str(out)) / RUN
+    with connected(compute) as cluster, following(log, on_log), keeping_interrupts(), _stopping(root / STOP):
         workers = cluster.train
         if not compute.train.workers:
-            workers = replace(workers, count=_dividing(config.batch_size, workers.count))
+            workers = replace(workers, count=_busy(config, workers.count))
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
-        job = TrainJob(config, model, str(latents), str(log), workers.cpus, heldout, str(heldout_latents or ""))
-        _warn_of_bf16(config, workers)
-        result = _trainer(job, workers, out).fit()
-    if result.return_value and "failed" in result.return_value:
-        raise RuntimeError(
-            f"training diverged: {result.return_value['failed']}. Lower --train.lr or raise --train.warmup-steps."
-        )
-    if result.error is not None:
-        raise RuntimeError(f"training failed: {result.error}")
-    with result.checkpoint.as_directory() as folder:
-        progress = read_progress(Path(folder))
+        job = TrainJob(
+            config, model, str(latents), str(log), workers.cpus, str(root), str(root / STOP), heldout,
+            str(heldout_latents or ""),
+        )  # fmt: skip
+        returned = _fit(job, workers, out)
+    if "failed" in returned:
+        raise RuntimeError(f"training diverged: {returned['failed']}. Lower --train.lr or raise --train.warmup-steps.")
+    if "stopped" in returned:
+        stage("checkpoint", f"stopped after step {returned['stopped']}, where the next run goes on")
+        raise KeyboardInterrupt
+    folder = newest_whole(root, _say_passed_over)
+    if folder is None or step_of(folder) < config.train_steps:
+        raise RuntimeError(f"the last checkpoint below {root} is damaged: run again, which makes it again")
+    progress = read_progress(folder)
     steps = progress["optimization"]["step"]
     card = ModelCard(
         model=model, latent_scale=kind.scale(manifest), classes=classes,
@@ -77,22 +87,54 @@ def train(
     last, rate = _last_log(log)
     return CheckpointResult(
         train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,
-        images=result.return_value["images"], images_held_back=result.return_value["images_held_back"],
+        images=returned["images"], images_held_back=returned["images_held_back"],
     )  # fmt: skip
 
 
-def _warn_of_bf16(config: Train, workers: Workers) -> None:
-    if config.precision == "bf16" and not workers.gpus and multiplies_bf16() is False:
-        stage(
-            "checkpoint",
-            "warning: this processor does not multiply in bf16, which is then some twenty times slower than fp32: "
-            "--train.precision fp32",
-        )
+def _busy(config: Train, workers: int) -> int:
+    """Return the most of these workers among whom the batch divides, or that have a micro-batch each."""
+    if config.micro_batch:
+        return min(workers, config.most_workers)
+    return next(count for count in range(workers, 0, -1) if config.batch_size % count == 0)
 
 
-def _dividing(batch_size: int, workers: int) -> int:
-    """Return the most of these workers among whom the batch divides."""
-    return next(count for count in range(workers, 0, -1) if batch_size % count == 0)
+@contextmanager
+def _stopping(stop: Path) -> Iterator[None]:
+    """Ask the workers to save and leave when this process is told to end: by a job's stop, or a machine's."""
+    stop.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: object) -> None:
+        stage("checkpoint", "asked to end: saving after the next line of the log")
+        stop.parent.mkdir(parents=True, exist_ok=True)
+        stop.touch()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_passed_over(fault: str) -> None:
+    stage("checkpoint", f"damaged checkpoint: {fault}")
+
+
+def _fit(job: TrainJob, workers: Workers, out: UPath) -> dict[str, Any]:
+    """Train to the end, whatever fails, as long as each few failures are followed by progress; returns what it says."""
+    while True:
+        begun = newest_whole(Path(job.progress), _say_passed_over)
+        if begun is not None:
+            stage("checkpoint", f"going on from step {step_of(begun)}")
+        try:
+            return _trainer(job, workers, out).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            reached = newest_whole(Path(job.progress))
+            if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
+                raise RuntimeError(f"training failed: {error}") from None
+            stage("checkpoint", f"failed {_MOST_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}")
 
 
 def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.TorchTrainer:
@@ -106,8 +148,8 @@ def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.Tor
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=20),  # pyrefly: ignore
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES, controller_failure_limit=20),  # pyrefly: ignore
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
 

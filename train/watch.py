@@ -1,7 +1,7 @@
 """What steps returned, left on the device until it is asked for: one wait for many steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 class Watch:
     """Counts steps that were skipped because their gradient was not finite."""
 
-    def __init__(self, most_in_a_row: int) -> None:
-        self._most, self._in_a_row = most_in_a_row, 0
+    def __init__(self, most_in_a_row: int, mean: Callable[[Tensor], Tensor] = lambda of_one: of_one) -> None:
+        """`mean` is that over all workers."""
+        self._most, self._in_a_row, self._mean = most_in_a_row, 0, mean
         self._waiting: list[tuple[int, Mapping[str, Tensor]]] = []
 
     def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
@@ -27,7 +28,7 @@ class Watch:
         names = list(self._waiting[0][1])
         values = torch.stack([torch.stack([metrics[name].float() for name in names]) for _, metrics in self._waiting])
         terms, skipped = {}, []
-        for (step, _), row in zip(self._waiting, values.tolist(), strict=True):
+        for (step, _), row in zip(self._waiting, self._mean(values).tolist(), strict=True):
             found = dict(zip(names, row, strict=True))
             if math.isfinite(found["grad_norm"]):
                 terms, self._in_a_row = found, 0

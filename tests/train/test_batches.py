@@ -1,6 +1,7 @@
 """The draws of a training step, derived anew from the named streams; and gradients spread over real processes."""
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -10,12 +11,17 @@ import torch.multiprocessing
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from infra.errors import InputError
 from infra.seeding import stream
-from tests.small_model import randomised, small, step_loss
+from tests.small_model import STILL, randomised, small, step_loss
 from tests.train.test_heldout_loss import half_held, measured
 from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store.reader import LatentStore
-from train.batches import StepInput, training_draws
+from train.batches import StepInput, step_inputs, training_draws
+from train.config import Train
+from train.ema import EMA
+from train.optimizer import Optimization
+from train.step import training_step
 
 
 def masked_share(uniform):
@@ -76,3 +82,54 @@ def test_two_processes_have_the_gradient_of_one_in_every_parameter_and_its_loss_
         assert loss == pytest.approx(heldout, rel=1e-6)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_micro_batches_and_their_dropout_are_the_same_for_any_number_of_workers(tmp_path):
+    store, model = half_held(tmp_path), small()
+    config = Train(batch_size=8, micro_batch=2)
+    whole = step_inputs(store, model, config, 3)
+    assert len({each.dropout_seed for each in whole}) == len(whole) == 4
+    for world in (2, 3, 4):
+        shares = [step_inputs(store, model, config, 3, rank, world) for rank in range(world)]
+        assert all(shares)
+        for one, other in zip(whole, [each for share in shares for each in share], strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+            assert torch.equal(one.draws.order, other.draws.order)
+            assert one.dropout_seed == other.dropout_seed
+            assert other.weight == pytest.approx(world / 4)
+    plain = step_inputs(store, model, replace(config, micro_batch=0), 3)[0]
+    assert torch.equal(torch.cat([each.tokens for each in whole]), plain.tokens)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gradient_of_micro_batches_is_the_mean_over_the_workers_that_share_them(tmp_path, dropout):
+    store, model = half_held(tmp_path), small()
+    model = replace(model, trunk=replace(model.trunk, dropout=dropout))
+
+    def gradient(micro_batch, rank=0, world=1):
+        inputs = step_inputs(store, model, Train(batch_size=8, micro_batch=micro_batch), 3, rank, world)
+        network = randomised(model).train()
+        training_step(network, network, EMA(network, 0.9), Optimization(network, STILL), inputs)
+        return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+    expected, shares = gradient(2), [gradient(2, rank, 3) for rank in range(3)]
+    for name, gradient_of_one in expected.items():
+        mean = sum(share[name] for share in shares) / 3
+        torch.testing.assert_close(mean, gradient_of_one, rtol=1e-4, atol=1e-6, msg=name)
+    plain, cut = (torch.cat([each.flatten() for each in found.values()]) for found in (gradient(0), expected))
+    assert torch.allclose(plain, cut, rtol=1e-4, atol=1e-6) == (dropout == 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "said"),
+    [
+        ({"micro_batch": 3}, 1, "micro-batch 3 does not divide --train.batch-size 8"),
+        ({"micro_batch": -2}, 1, "micro-batch -2 does not divide"),
+        ({"micro_batch": 4}, 3, "--compute.train.workers 3: .* 2 micro-batches of --train.micro-batch 4"),
+        ({}, 3, "batch-size 8 is not a multiple of --compute.train.workers 3"),
+    ],
+)
+def test_batch_that_cannot_be_shared_is_refused(changes, workers, said):
+    with pytest.raises(InputError, match=said):
+        Train(batch_size=8, **changes).check_workers(workers)
+    Train(batch_size=8, micro_batch=2).check_workers(3)

@@ -13,7 +13,7 @@ from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store.reader import LatentStore
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
 from tokenize_jobs.tokens import GaussianLatents
-from train.batches import step_input
+from train.batches import step_inputs
 from train.heldout_loss import HeldoutLoss
 from train.step import training_step
 
@@ -50,7 +50,7 @@ def test_store_and_its_held_back_images_are_two_sides_of_the_whole(store):
 def test_it_is_what_the_training_step_finds_on_the_held_out_images(store):
     model = randomised(small())
     config = replace(CONFIG, seed=0, batch_size=4)
-    inputs = [step_input(store.held(), model.config, config, part) for part in range(16)]
+    inputs = [step_inputs(store.held(), model.config, config, part)[0] for part in range(16)]
     expected = np.mean([step_loss(model, each).item() for each in inputs])
     found = measured(store, model)
     assert found.keys() == {"heldout_loss", "heldout_mse", "heldout_vb"}
@@ -62,7 +62,7 @@ def test_training_that_is_measured_is_the_same_training(store):
     for step in range(3):
         for model, *rest in (parts, others):
             torch.manual_seed(step)
-            training_step(model, model, *rest, step_input(store, model.config, CONFIG, step))
+            training_step(model, model, *rest, step_inputs(store, model.config, CONFIG, step))
         if step == 1:
             measured(store, parts[1].model)
     for module, other in ((parts[0], others[0]), (parts[1].model, others[1].model)):

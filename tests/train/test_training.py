@@ -12,12 +12,13 @@ from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
 from tests.small_model import step_loss
 from train.batches import StepInput, training_draws
-from train.checkpoint import load_progress, new_model, save_progress
+from train.checkpoint import new_model
 from train.config import Train
 from train.ema import EMA
 from train.models.config import tiny
 from train.models.patchify import patchify
 from train.optimizer import Optimization, learning_rate, parameter_groups
+from train.progress import load_progress, snapshot, write_progress
 from train.step import training_step
 from train.watch import Watch
 
@@ -37,7 +38,7 @@ def advance(parts, steps, config=CONFIG):
     model, ema, optimization = parts
     for step in steps:
         draws = training_draws(model.config, config.seed, step, range(8))
-        metrics = training_step(model, model, ema, optimization, StepInput(TOKENS, LABELS, draws))
+        metrics = training_step(model, model, ema, optimization, [StepInput(TOKENS, LABELS, draws)])
     return metrics
 
 
@@ -46,7 +47,7 @@ def test_training_resumed_from_a_checkpoint_ends_with_the_same_bytes(tmp_path):
     advance(straight, range(6))
     first = start()
     advance(first, range(3))
-    save_progress(tmp_path, *first)
+    write_progress(tmp_path, snapshot(*first))
     second = start(replace(CONFIG, seed=1))
     assert load_progress(tmp_path, *second) == 3
     advance(second, range(3, 6))
@@ -79,7 +80,7 @@ def test_overfitting_one_batch_regenerates_it():
     labels = torch.arange(8)
     for step in range(300):
         draws = training_draws(shape, 0, step, range(8))
-        training_step(parts[0], *parts, StepInput(TOKENS, labels, draws))
+        training_step(parts[0], *parts, [StepInput(TOKENS, labels, draws)])
     settings = Sampling(ar_steps=4, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=980)
     drawn = sample(parts[1].model, labels, ImageNoise(0, range(8)), settings)
     nearest = torch.cdist(drawn.flatten(1), LATENTS.flatten(1)).argmin(1)
@@ -107,7 +108,7 @@ def test_step_whose_gradient_is_not_finite_moves_nothing_but_the_step_number(bad
     advance(parts, range(2))
     before = state(parts)
     draws = training_draws(MODEL, CONFIG.seed, 2, range(8))
-    training_step(parts[0], *parts, StepInput(TOKENS * bad, LABELS, draws))
+    training_step(parts[0], *parts, [StepInput(TOKENS * bad, LABELS, draws)])
     assert all(torch.equal(*pair) for pair in zip(state(parts), before, strict=True))
     assert parts[2].step_number == 3
     assert advance(parts, range(3, 4))["grad_norm"].isfinite()
@@ -140,7 +141,7 @@ def watched(parts, watch, bad, steps, every=4, left_out=()):
         tokens = TOKENS.clone()
         if done in bad:
             tokens[3, 5, 1] = float("nan")
-        watch.add(done, training_step(parts[0], *parts, StepInput(tokens, LABELS, draws)))
+        watch.add(done, training_step(parts[0], *parts, [StepInput(tokens, LABELS, draws)]))
         if done % every == 0:
             lines[done] = watch.fetch()
     return lines
