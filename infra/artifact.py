@@ -100,7 +100,7 @@ class Step(Generic[R]):
         if self.again:
             found = load(self._folder / fingerprint(self.identity), self.result)
             return found if found and self._is_of(found.record) else None
-        fitting = [a for a in self._others() if self._is_of(a.record)]
+        fitting = [a for a in self.others() if self._is_of(a.record)]
         return max(fitting, key=lambda artifact: artifact.record["finished"], default=None)
 
     def _is_of(self, record: Mapping[str, Any]) -> bool:
@@ -143,13 +143,14 @@ class Step(Generic[R]):
 
     def explain_stale(self) -> list[str]:
         """Return, field by field, how the newest other artifact of this step and label differs from this one."""
-        others = sorted(self._others(), key=lambda artifact: artifact.record["finished"])
+        others = sorted(self.others(), key=lambda artifact: artifact.record["finished"])
         if not others:
             return []
         mine = {key: self.identity[key] for key in _IDENTITY[1:]}
         return differences({key: others[-1].record[key] for key in mine}, mine)
 
-    def _others(self) -> list[Artifact[R]]:
+    def others(self) -> list[Artifact[R]]:
+        """Return the finished artifacts of this step and label, of whatever identity."""
         try:
             folders = list(self._folder.iterdir()) if self._folder.exists() else []
         except storage_errors() as error:

@@ -22,7 +22,7 @@ from pipeline.given import as_trained_with, images_seen
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, run_identity
-from pipeline.trainings import planned_trainings, trainings_of
+from pipeline.trainings import planned_trainings, shorter, trainings_of
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
@@ -187,10 +187,11 @@ class Planner:
             from train.heldout_loss import IMAGES
             from train.trainer import train
 
+            begin = shorter(self.steps["checkpoint"], self.recipe.train.train_steps)
             images, held = source.images().heldout, None
             if images is not None and not source.rule.share:  # a share's latents are among the others
                 held = tokenize_heldout(self.recipe.tokenize, weights, images, IMAGES, out / HELDOUT, self.compute)
-            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule, held)
+            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule, held, begin)
 
         inputs = {**self._inputs("latents"), **source.rule.identity}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)

@@ -15,7 +15,7 @@ from upath import UPath
 
 from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
-from infra.follow import following, logged
+from infra.follow import append, following, logged
 from infra.processor import multiplies_bf16
 from infra.storage import read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
@@ -41,13 +41,15 @@ def train(
     on_log: Callable[[dict[str, Any]], None],
     heldout: Heldout = NONE_HELD,
     heldout_latents: UPath | None = None,
+    begin: UPath | None = None,
 ) -> CheckpointResult:
     """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
 
     Images of the store that `heldout` holds are not trained on. The loss on them, or on those of the small store
     `heldout_latents`, is part of the log at each checkpoint.
 
-    Run again after any interruption, it goes on from the newest checkpoint. Raises InputError when the model
+    Run again after any interruption, it goes on from the newest checkpoint; before there is any, from that of `begin`,
+    a finished training that differs in its number of steps alone. Raises InputError when the model
     does not fit the latents, RuntimeError when training diverged.
     """
     manifest = read_json(latents / MANIFEST)
@@ -64,8 +66,9 @@ def train(
         stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
         job = TrainJob(
             config, model, str(latents), str(log), workers.cpus, str(root), str(root / STOP), heldout,
-            str(heldout_latents or ""),
+            str(heldout_latents or ""), _begin(begin, root, log),
         )  # fmt: skip
+        _warn_of_bf16(config, workers)
         returned = _fit(job, workers, out)
     if "failed" in returned:
         raise RuntimeError(f"training diverged: {returned['failed']}. Lower --train.lr or raise --train.warmup-steps.")
@@ -89,6 +92,28 @@ def train(
         train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,
         images=returned["images"], images_held_back=returned["images_held_back"],
     )  # fmt: skip
+
+
+def _begin(begin: UPath | None, root: Path, log: Path) -> str:
+    """Return the progress to begin with, with the log that led to it, or nothing where there is progress already."""
+    if begin is None or newest_whole(root) is not None:
+        return ""
+    folder = newest_whole(Path(str(begin)) / RUN, _say_passed_over)
+    if folder is None:
+        return ""
+    stage("checkpoint", f"the same training as {begin.name} but longer: going on from its step {step_of(folder)}")
+    for line in logged(Path(str(begin)) / LOG):
+        append(log, line)
+    return str(folder)
+
+
+def _warn_of_bf16(config: Train, workers: Workers) -> None:
+    if config.precision == "bf16" and not workers.gpus and multiplies_bf16() is False:
+        stage(
+            "checkpoint",
+            "warning: this processor does not multiply in bf16, which is then some twenty times slower than fp32: "
+            "--train.precision fp32",
+        )
 
 
 def _busy(config: Train, workers: int) -> int:

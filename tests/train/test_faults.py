@@ -1,0 +1,112 @@
+"""A training on a real cluster that is hit: it ends with the bytes of the one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.follow import logged
+from tests.pipeline.tiny import REPOSITORY, wait_until
+from tests.train.test_heldout_loss import half_held
+from tests.train.test_progress import flip, truncate
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+STEPS, EVERY = 300, 20
+
+
+def train_here(folder):
+    """Train on the store beside `folder`: what the processes below run."""
+    from infra.cluster import Compute
+    from infra.storage import location
+    from tests.train.test_training import MODEL
+    from tokenize_jobs.sources.heldout import Heldout
+    from train.config import Train
+    from train.models.config import tiny
+    from train.trainer import train
+
+    config = Train(
+        model=tiny(32, 2, 4, 64, 2), train_steps=STEPS, batch_size=16, micro_batch=4, lr=1e-3, warmup_steps=10, precision="fp32",
+        checkpoint_every=EVERY, log_every=5,
+    )  # fmt: skip
+    assert config.model.trunk == MODEL.trunk
+    out = location(folder)
+    train(config, location(Path(folder).parent / "store"), out, Compute(out=str(folder)), print, Heldout(0.5))
+
+
+def start(folder):
+    folder.mkdir(exist_ok=True)
+    code = f"from infra.cluster import quiet_environment; quiet_environment(); from tests.train.test_faults import train_here; train_here({str(folder)!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def weights(folder):
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "ema.safetensors")]
+
+
+def checkpoints(folder):
+    return sorted((folder / "ray_train").glob("step_*"))
+
+
+def wait_for_step(folder, step, process):
+    record = folder / "ray_train" / f"step_{step:08d}" / "progress.json"
+    wait_until(lambda: record.exists() or process.poll() is not None, 300, f"step {step}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, no_cluster):
+    root = tmp_path_factory.mktemp("trainings")
+    half_held(root / "store")
+    code, output = finish(start(root / "straight"))
+    assert code == 0, output
+    return root
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(damage, root):
+    import numpy as np
+
+    folder = root / damage.__name__
+    process = start(folder)
+    wait_for_step(folder, 2 * EVERY, process)
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = finish(process)
+    assert code != 0
+    assert "stopped after step" in output
+    newest = checkpoints(folder)[-1]
+    assert int(newest.name[-8:]) == logged(folder / "metrics.jsonl")[-1]["step"] < STEPS
+    damage(newest, np.random.default_rng(0))
+    code, output = finish(start(folder))
+    assert code == 0, output
+    assert f"damaged checkpoint: {newest}" in output
+    assert weights(folder) == weights(root / "straight")
+
+
+@pytest.mark.parametrize("whom", ["worker", "driver"])
+def test_sigkill_of_a_worker_or_the_driver_costs_time_alone(whom, root):
+    folder = root / whom
+    process = start(folder)
+    wait_for_step(folder, 2 * EVERY, process)
+    if whom == "worker":
+        processes = psutil.Process(process.pid).children(recursive=True)
+        next(p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())).kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process = start(folder)
+    code, output = finish(process)
+    assert code == 0, output
+    assert weights(folder) == weights(root / "straight")
+    steps = [line["step"] for line in logged(folder / "metrics.jsonl")]
+    assert steps == list(range(5, STEPS + 1, 5))
