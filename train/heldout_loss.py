@@ -12,6 +12,7 @@ from train.batches import StepInput, step_inputs
 from train.config import Train
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
+from train.models.head import HeadLoss
 from train.models.transformer import take_rows
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class HeldoutLoss:
         found = {}
         for part in self._parts:
             with precision:
-                found[part] = _losses(model, self._input(model.config, part).to(device))
+                loss = loss_of(model, self._input(model.config, part).to(device))
+            found[part] = {name: term.item() for name, term in {"loss": loss.loss, **loss.terms}.items()}
         everywhere = [found]
         if self._world > 1:
             everywhere = [{}] * self._world

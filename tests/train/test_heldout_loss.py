@@ -31,7 +31,8 @@ def half_held(folder):
     moments = np.random.default_rng(0).standard_normal((2, 90, *LAYOUT.shape)).astype(np.float16)
     table = to_table(LAYOUT, [f"k{i}" for i in range(90)], list(np.arange(90) % 4), *moments)
     commit_shard(location(folder), "a", table, LAYOUT, [])
-    publish(location(folder), ["a"], LAYOUT, {})
+    about = {"classes": list("abcd"), "tokenizer": {"kind": "pixels", "weights": "w"}}
+    publish(location(folder), ["a"], LAYOUT, about)
     return LatentStore(str(folder), heldout=Heldout(0.5))
 
 
