@@ -31,6 +31,7 @@ from train.results import LOG, CheckpointResult
 
 RUN, STOP = "ray_train", "stop"
 _MOST_FAILURES = 3  # in a row, without progress between them
+_LEAVE_SECONDS = 120  # a signal to all processes at once has ended the workers too: nobody saves then
 
 
 def train(
@@ -131,16 +132,25 @@ def _stopping(stop: Path) -> Iterator[None]:
         yield
         return
 
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
     def ask(*_: object) -> None:
         stage("checkpoint", "asked to end: saving after the next line of the log")
         stop.parent.mkdir(parents=True, exist_ok=True)
         stop.touch()
+        signal.signal(signal.SIGTERM, leave)
+        signal.alarm(_LEAVE_SECONDS)
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGALRM, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say_passed_over(fault: str) -> None:
