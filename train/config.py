@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from infra.errors import InputError
 from infra.fingerprint import added, canonical, where
-from infra.from_json import from_json
 from train.models.config import Architecture, Model
 
 if TYPE_CHECKING:  # it needs numpy
@@ -51,6 +50,8 @@ class Train:
 
     def on(self, kind: "TokenKind", num_classes: int) -> Model:
         """Return the model of this training on tokens of this kind."""
+        from infra.from_json import from_json  # it needs cattrs: not for those who only train on a GPU
+
         chosen = canonical(self.model, identity=False)
         return from_json(json.dumps(chosen | kind.for_model() | {"num_classes": num_classes}), Model, "--train.model")
 

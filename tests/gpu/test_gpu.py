@@ -10,7 +10,7 @@ import torch
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
-from tests.small_model import HEADS, TRUNKS, randomised, small, step_loss
+from tests.small_model import HEADS, ORDER_OF, TRUNKS, randomised, small, step_loss
 from train.batches import StepInput, training_draws
 
 LOSS, SAMPLES = 1e-4, 1e-2
@@ -44,9 +44,12 @@ def test_loss_and_gradients_of_a_step_are_a_processors(generation, kind, device)
 def test_samples_are_a_processors(generation, device):
     config = small(generation)
     steps = 4 if generation == "masked" else config.num_tokens
-    order = "raster" if generation == "raster-causal" else "random"
     settings = Sampling(
-        ar_steps=steps, diffusion_steps=DiffusionSteps(first=5, last=5), cfg_scale=2.0, max_timestep=950, order=order
+        ar_steps=steps,
+        diffusion_steps=DiffusionSteps(first=5, last=5),
+        cfg_scale=2.0,
+        max_timestep=950,
+        order=ORDER_OF[generation],
     )
     labels = torch.tensor([0, 1, 4])
     drawn = [
