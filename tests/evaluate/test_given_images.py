@@ -106,10 +106,10 @@ def killed_once(seen):
         time.sleep(0.05)
 
 
-@pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_numbers_are_torch_fidelitys_whatever_the_workers_and_though_one_is_killed(cluster, tmp_path, monkeypatch):
-    """Folders of many shards of three images, on 1, 2 and 3 workers; one of two workers dies half-way."""
+    """Folders of many shards of three images, on 1, 2 and (where there are cores for them) 3 workers; one of two dies."""
     monkeypatch.setattr("tokenize_jobs.sources.folder._SHARD_IMAGES", 3)
     weights = random_resnet(tmp_path)
     samples, real = write_folder(tmp_path / "samples", 0), write_folder(tmp_path / "real", 1)
@@ -117,7 +117,8 @@ def test_numbers_are_torch_fidelitys_whatever_the_workers_and_though_one_is_kill
     config = Evaluate(classifier=Classifier(name=CIFAR_RESNET, weights=weights))
     make_reference(Reference(features=features), scan(str(real)), 32, location(tmp_path / "reference"), compute(1))
     listing, found = scan_samples(str(samples), NAMES), {}
-    for case, workers in (("1", 1), ("2", 2), ("3", 3), ("killed", 2)):
+    cases = [("1", 1), ("2", 2), ("3", 3), ("killed", 2)]
+    for case, workers in [of for of in cases if of[1] <= ray.cluster_resources()["CPU"]]:
         out = location(tmp_path / case)
         out.mkdir()
         if case == "killed":
