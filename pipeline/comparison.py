@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from upath import UPath
 
-import evaluate.report
 from evaluate.conditions import comparable
 from evaluate.metrics import frechet
+from evaluate.report.page import render
 from evaluate.results import GRID, EvaluationResult
 from infra.artifact import RECORD, Artifact, load
 from infra.cluster import Compute, recorded_at
@@ -22,7 +21,6 @@ from pipeline.plan import Planner
 from pipeline.target import recipe_at
 
 _MODEL = "models:/"
-_FOLDERS = [str(Path(__file__).parent), *evaluate.report.__path__]
 Rows = list[tuple[str, list[object]]]
 
 
@@ -87,11 +85,9 @@ def _of_version(word: str, compute: Compute) -> Artifact[EvaluationResult] | Non
 
 def write_comparison(compared: Sequence[Measured], path: UPath) -> None:
     """Write the page."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDERS), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     names = [one.name for one in compared]
-    text = environment.get_template("comparison.html").render(
+    text = render(
+        Path(__file__).with_name("comparison.html"),
         title=" and ".join(names), names=names, warnings=warnings(compared), numbers=_numbers(compared),
         tables=(
             ("Conditions", _rows([_conditions(one.result) for one in compared])),

@@ -3,16 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from upath import UPath
 
-import evaluate.report
 from evaluate.report.figures import svg_text
+from evaluate.report.page import render
 from infra.storage import write_atomic
 from tune.figures import figures
 from tune.results import PAGE, SweepResult, ranked
-
-_FOLDERS = (Path(__file__).parent, Path(evaluate.report.__file__).parent)
 
 
 def write_page(result: SweepResult, out: UPath) -> SweepResult:
@@ -23,10 +20,8 @@ def write_page(result: SweepResult, out: UPath) -> SweepResult:
         write_atomic(out / f"{name}.svg", texts[name].encode())
         figure.savefig(str(out / f"{name}.png"))
     result = replace(result, figures=tuple(drawn))
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDERS), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("report.html").render(
+    text = render(
+        Path(__file__).with_name("report.html"),
         title=f"Sweep: {result.metric} {result.best_fd:.4g}", result=result, figures=texts.items(),
         trials=ranked(result.trials), finalists=ranked(result.finalists),
     )  # fmt: skip

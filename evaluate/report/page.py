@@ -44,7 +44,7 @@ def write_report(findings: Findings, out: UPath) -> None:
     """Write report.html into `out`, where the sample grid lies already."""
     grid = out / GRID
     text = render(
-        "page.html",
+        Path(__file__).with_name("page.html"),
         title=f"{findings.result.metric} {findings.result.fd:.4g}",
         result=findings.result,
         rows=_rows(findings.result),
@@ -58,12 +58,13 @@ def write_report(findings: Findings, out: UPath) -> None:
     write_atomic(out / REPORT, text.encode())
 
 
-def render(template: str, **values: Any) -> str:  # noqa: ANN401
-    """Return a page of one of the templates beside this file."""
+def render(template: Path, **values: Any) -> str:  # noqa: ANN401
+    """Return a page of a template, which extends the `base.html` beside this file."""
+    folders = (template.parent, Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template.name).render(**values)
 
 
 def _rows(result: EvaluationResult) -> list[dict[str, Any]]:

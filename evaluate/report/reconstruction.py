@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from upath import UPath
@@ -28,7 +29,8 @@ def write_page(result: ReconstructionResult, psnr: np.ndarray, out: UPath) -> No
         "LPIPS weights": result.lpips_weights or "none",
     }
     text = render(
-        "reconstruction.html", title=f"{result.metric} {result.numbers[frechet.NAME]:.4g}", result=result, rows=rows,
+        Path(__file__).with_name("reconstruction.html"),
+        title=f"{result.metric} {result.numbers[frechet.NAME]:.4g}", result=result, rows=rows,
         conditions=[(name.replace("_", " "), value) for name, value in (about | asdict(result.conditions)).items()],
         grid=base64.b64encode(grid.read_bytes()).decode() if grid.exists() else "",
         histogram=histogram(psnr, "PSNR, dB"),
