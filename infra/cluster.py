@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -249,11 +250,12 @@ def check_held(
 @contextmanager
 def keeping_interrupts() -> Iterator[None]:
     """Put back what Ctrl-C does when a block ends: Ray Train leaves a handler of its own behind, which ignores it."""
-    handler = signal.getsignal(signal.SIGINT)
+    handler, is_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if is_main:  # of others Python sets no handlers
+            signal.signal(signal.SIGINT, handler)
 
 
 def check_answers(address: str, field: str, remedy: str) -> None:

@@ -1,7 +1,7 @@
 """What a step returns: a frozen dataclass, which says itself what a person and the tracking server see of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Report:
     """Pages and tables to keep with the run."""
     history: UPath | None = None
     """File of JSON lines, each with 'step', 'time' (seconds) and numbers: curves."""
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Name -> (step, value) points, few of them."""
     datasets: tuple[Dataset, ...] = ()
     """Shown by the recipe's run too."""
     for_parent: bool = False

@@ -1,5 +1,6 @@
 """Runs in MLflow: made, found again by their identity, and filled."""
 
+import json
 import logging
 import os
 import time
@@ -18,7 +19,7 @@ from upath import UPath
 
 from infra.cluster import check_tracking
 from infra.errors import InputError
-from infra.fingerprint import flatten
+from infra.fingerprint import fingerprint, flatten
 from infra.result import Dataset
 
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
@@ -26,6 +27,7 @@ _BATCH = 500
 _PARAM_CHARS = 500
 _TIMEOUT, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 24 * 3600
 _HISTORY = "train/"
+_SHARED_VIEW = "mlflow.sharedViewState."
 
 
 for _name in ("mlflow", "alembic"):  # their notices of database set-up are not for the person at the console
@@ -78,6 +80,12 @@ class Tracker:
         runs = self.client.search_runs([self.experiment], order_by=["attributes.start_time DESC"])
         return next((run.info.run_id for run in runs if PARENT not in run.data.tags), None)
 
+    def view(self, state: Mapping[str, Any]) -> str:
+        """Keep what a table of runs shows with the experiment, as the UI does to share it; returns the view's key."""
+        key = fingerprint(state)
+        self.client.set_experiment_tag(self.experiment, f"{_SHARED_VIEW}{key}", json.dumps(state))
+        return key
+
     def note(self, run_id: str, text: str) -> None:
         """Set the Markdown that the UI shows above all else on the run's page."""
         self.tags(run_id, {"mlflow.note.content": text})
@@ -118,6 +126,13 @@ class Tracker:
             Metric(k, float(v), now, step) for k, v in values.items() if isinstance(v, int | float) and np.isfinite(v)
         ]
         self.client.log_batch(run_id, metrics=points)
+
+    def curve(self, run_id: str, name: str, points: Sequence[tuple[int, float]]) -> None:
+        """Log the finite points (step, value) of a metric."""
+        now = int(time.time() * 1000)
+        found = [Metric(name, float(value), now, step) for step, value in points if np.isfinite(value)]
+        for start in range(0, len(found), _BATCH):
+            self.client.log_batch(run_id, metrics=found[start : start + _BATCH])
 
     def history(self, run_id: str, lines: Sequence[Mapping[str, float]]) -> None:
         """Log many steps' metrics, each step once; each line has 'step' and 'time' (seconds), in order."""

@@ -11,7 +11,7 @@ from upath import UPath
 from evaluate.conditions import comparable
 from evaluate.metrics import frechet
 from evaluate.report.page import render
-from evaluate.results import GRID, EvaluationResult
+from evaluate.results import EvaluationResult
 from infra.artifact import RECORD, Artifact, load
 from infra.cluster import Compute, recorded_at
 from infra.errors import InputError
@@ -83,8 +83,10 @@ def _of_version(word: str, compute: Compute) -> Artifact[EvaluationResult] | Non
     return found
 
 
-def write_comparison(compared: Sequence[Measured], path: UPath) -> None:
-    """Write the page."""
+def write_comparison(compared: Sequence[Measured], path: UPath, compute: Compute) -> None:
+    """Write the page; samples of other seeds are drawn anew."""
+    from pipeline.compared import curves, samples
+
     names = [one.name for one in compared]
     text = render(
         Path(__file__).with_name("comparison.html"),
@@ -94,21 +96,20 @@ def write_comparison(compared: Sequence[Measured], path: UPath) -> None:
             ("What differs in their recipes", differing([one.artifact.record["recipe"] for one in compared])),
             ("What differs in how they were sampled", differing([_sampled(one.result) for one in compared])),
         ),
-        grids=[(one.name, _grid(one)) for one in compared],
+        grids=list(zip(names, map(_in_page, samples(compared, compute)), strict=True)),
+        curves=curves(compared, compute),
     )  # fmt: skip
     write_atomic(path, text.encode())
 
 
 def warnings(compared: Sequence[Measured]) -> list[str]:
-    """Return why the numbers, or the samples, do not say which is better."""
+    """Return why the numbers do not say which is better."""
     first, found = compared[0], []
     for other in compared[1:]:
         if not comparable(first.result.conditions, other.result.conditions):
             fields = differing([asdict(one.result.conditions) for one in (first, other)])
             told = "; ".join(f"{name} {a} and {b}" for name, (a, b) in fields)
             found.append(f"The numbers of {first.name} and {other.name} are not comparable: {told}.")
-        if first.result.seed != other.result.seed:
-            found.append(f"The samples of {first.name} and {other.name} are of different seeds.")
     return found
 
 
@@ -150,6 +151,5 @@ def _number(result: EvaluationResult, name: str) -> str:
     return f"{result.numbers[name]:.4g}{error}" if name in result.numbers else ""
 
 
-def _grid(one: Measured) -> str:
-    grid = one.artifact.path / GRID
-    return base64.b64encode(grid.read_bytes()).decode() if grid.exists() else ""
+def _in_page(png: bytes) -> str:
+    return base64.b64encode(png).decode()

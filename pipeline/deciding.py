@@ -52,6 +52,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "tune/sampling_sweep.py",
         "tune/search.py",
         "tune/training_sweep.py",
+        "tune/halving.py",
         "tune/trial.py",
         "tune/front.py",
     ),
@@ -63,7 +64,8 @@ DECIDES_NOTHING = (
     "infra/fingerprint.py", "infra/follow.py", "infra/from_json.py", "infra/hold.py",
     "infra/artifact.py", "infra/processor.py", "infra/result.py", "infra/storage.py", "tokenize_jobs/results.py",
     "train/results.py", "train/log.py", "train/saving.py",
-    "evaluate/results.py", "tune/results.py", "tune/figures.py", "tune/page.py", "evaluate/grid.py",
+    "evaluate/results.py", "tune/results.py", "tune/training_results.py", "tune/figures.py",
+    "tune/training_figures.py", "tune/page.py", "evaluate/grid.py",
     "evaluate/report", "tokenize_jobs/config.py",
 )  # fmt: skip
 """Files that steps import and that decide no number: what a config says is part of the identity itself."""

@@ -62,16 +62,18 @@ def _where(words: list[str]) -> Compute:
     return parse(_Where(), chosen, "mar").compute
 
 
-def chosen_run(command: str, words: list[str], recipe: Named = _recipe) -> Run:
+def chosen_run(
+    command: str, words: list[str], recipe: Named = _recipe, change: Callable[[Recipe], Recipe] = lambda recipe: recipe
+) -> Run:
     """Return the `recipe` of the first word with its overrides, where to run it, and what to make anew.
 
-    Raises InputError for a step that there is not.
+    `change` is made before the overrides. Raises InputError for a step that there is not.
     """
     prog = f"mar {command} {words[0]}"
     if words[0] in SIZES:
-        chosen = _own_run(words, prog)
+        chosen = _own_run(words, prog, change)
     else:
-        chosen = parse(Run(recipe=recipe(words[0], _where(words[1:]))), words[1:], prog)
+        chosen = parse(Run(recipe=change(recipe(words[0], _where(words[1:])))), words[1:], prog)
     if unknown := set(chosen.again) - set(CODE):
         raise InputError(
             f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
@@ -79,10 +81,10 @@ def chosen_run(command: str, words: list[str], recipe: Named = _recipe) -> Run:
     return chosen
 
 
-def _own_run(words: list[str], prog: str) -> OwnRun:
+def _own_run(words: list[str], prog: str, change: Callable[[Recipe], Recipe]) -> OwnRun:
     """Return the run whose recipe follows from the pictures and the budget, with what the flags say over it."""
-    begun = parse(OwnRun(recipe=sketch(words[0])), words[1:], prog)
-    return parse(OwnRun(recipe=resolved(begun.recipe, begun.budget)), words[1:], prog)
+    begun = parse(OwnRun(recipe=change(sketch(words[0]))), words[1:], prog)
+    return parse(OwnRun(recipe=change(resolved(begun.recipe, begun.budget))), words[1:], prog)
 
 
 def resolved(begun: Recipe, budget: Budget) -> Recipe:
@@ -108,7 +110,11 @@ def resolved(begun: Recipe, budget: Budget) -> Recipe:
 
 def make_until(last: str, command: str, words: list[str], recipe: Named = _recipe) -> "dict[str, Finished]":
     """Make the steps up to `last` of the `recipe` of the first word; returns them by name."""
-    chosen = chosen_run(command, words, recipe)
+    return make(chosen_run(command, words, recipe), last)
+
+
+def make(chosen: Run, last: str) -> "dict[str, Finished]":
+    """Make the steps up to `last`, or say what would be made; returns them by name."""
     if chosen.plan:
         from pipeline.estimate import estimate
 

@@ -4,7 +4,7 @@ pictures -> tokenizer -> latents -> reference -> checkpoint -> sweep -> evaluati
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +21,22 @@ from pipeline.deciding import CODE
 from pipeline.given import as_trained_with, images_seen
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
-from pipeline.steps import Plan, run_identity
-from pipeline.trainings import planned_trainings, shorter, trainings_of
+from pipeline.steps import Plan, Source, run_identity
+from pipeline.trainings import checkpoints_of, planned_trainings, rule_of, shorter, trainings_of
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
-from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import Images, scan, scan_images
 from train.card import ModelCard, content_digest, read_card
 from train.results import CheckpointResult, TrainingProgress
 from tune.config import NoSweep, SamplingSweep, TrainingSweep
-from tune.results import SweepResult, TrainingSweepResult
+from tune.results import SweepResult
+from tune.training_results import TrainingSweepResult
 
 HELDOUT = "heldout"
 """Below a reference: the same of held-out images."""
 OnLog = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The recipe's images: what they are, and how to list them once they exist."""
-
-    inputs: Mapping[str, str]
-    """Identity of what the latents are made of."""
-    classes: tuple[str, ...]
-    images: Callable[[], Images]
-    rule: Heldout = NONE_HELD
-    """What is held back of the images that the latents are made of."""
-    heldout: Mapping[str, str] = field(default_factory=dict)
-    """Identity of the held-out images."""
 
 
 class Planner:
@@ -233,19 +219,22 @@ class Planner:
     def _training_sweep(self, sweep: TrainingSweep) -> None:
         """Add a sweep whose trials are the checkpoints of this recipe with other fields."""
         planned = planned_trainings(
-            self.recipe, sweep, lambda recipe: Planner(recipe, self.compute, self.on_log).plan()
-        )
+            self.recipe, sweep, self.steps["reference"].fingerprint,
+            lambda recipe: Planner(recipe, self.compute, again=self.again).plan(),
+        )  # fmt: skip
+        rule = rule_of(planned, sweep)
         generate = replace(self.recipe.evaluate.generate, images=sweep.images, seed=sweep.seed)
         config, reference = replace(self.recipe.evaluate, generate=generate, keep="none"), self._path("reference")
 
         def make(out: UPath) -> TrainingSweepResult:
             from tune.training_sweep import training_sweep
 
-            return training_sweep(trainings_of(planned, self.image_size), config, reference, out, self.compute)
+            trainings = trainings_of(planned, self.image_size, self.compute, self.again)
+            return training_sweep(trainings, rule, config, reference, out, self.compute)
 
-        inputs = {f"trial {place}": plan.steps["checkpoint"].fingerprint for place, plan in enumerate(planned.values())}
+        inputs = {**self._inputs("reference"), **checkpoints_of(planned)}
         identity = {"sweep": canonical(sweep), "generate": canonical(generate)}
-        self._add("sweep", identity, {**self._inputs("reference"), **inputs}, make, TrainingSweepResult)
+        self._add("sweep", identity, inputs, make, TrainingSweepResult)
         self.steps["checkpoint"] = self.steps.pop("checkpoint")  # a sweep does not need the recipe's own model
 
     def _evaluation(self, subject: Subject) -> None:

@@ -19,7 +19,10 @@ from infra.from_json import from_json
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ERROR, CONDITIONS, PREVIOUS = f"{NAME}_error", "conditions", "mar.previous_champion"
-LINEAGE = ("mar.recipe", "mar.model", "mar.checkpoint", "mar.latents", "mar.source", "mar.evaluation", "mar.commit")
+CHECKPOINT = "mar.checkpoint"
+ROLLED_BACK = "mar.rolled_back"
+"""Tag of a version that a person took the alias from: no run gives it back to its checkpoint, a promotion does."""
+LINEAGE = ("mar.recipe", "mar.model", CHECKPOINT, "mar.latents", "mar.source", "mar.evaluation", "mar.commit")
 _Z = 1.96  # 95 % of a normal distribution
 _MARGIN = 0.05  # of a number without an error: what must lie between two before one is called better
 
@@ -88,6 +91,8 @@ def promote(client: MlflowClient, name: str, number: str) -> str:
     if not is_better(version.tags, champion.tags):
         needed = margin(version.tags, champion.tags)
         raise InputError(f"{told}: not better by more than {needed:.3g}, so the champion stays")
+    if ROLLED_BACK in version.tags:
+        client.delete_model_version_tag(name, number, ROLLED_BACK)
     crown(client, name, number, str(champion.version))
     return f"{told}: version {number} is champion now"
 
@@ -99,6 +104,7 @@ def rollback(client: MlflowClient, name: str) -> str:
     previous = champion.tags.get(PREVIOUS) if champion else None
     if champion is None or previous not in {str(version.version) for version in versions}:
         raise InputError(f"{name}: no champion before the present one is known; nothing was changed")
+    client.set_model_version_tag(name, str(champion.version), ROLLED_BACK, "yes")
     client.set_registered_model_alias(name, CHAMPION, previous)
     client.set_registered_model_alias(name, CHALLENGER, str(champion.version))
     return f"{name} version {previous} is champion again, version {champion.version} is challenger"
@@ -110,6 +116,12 @@ def crown(client: MlflowClient, name: str, number: str, previous: str | None) ->
         client.set_model_version_tag(name, number, PREVIOUS, previous)
         client.set_registered_model_alias(name, CHALLENGER, previous)
     client.set_registered_model_alias(name, CHAMPION, number)
+
+
+def is_rolled_back(client: MlflowClient, name: str, checkpoint: str) -> bool:
+    """Tell whether a person took the alias from a version of this checkpoint, and has not promoted it since."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    return any(ROLLED_BACK in version.tags and version.tags.get(CHECKPOINT) == checkpoint for version in versions)
 
 
 def ranked(versions: list[Any]) -> list[list[Any]]:

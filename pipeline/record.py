@@ -1,6 +1,6 @@
 """Records a run in MLflow from the artifacts of its steps: what each result reports, and nothing of which step it is.
 
-One parent run a recipe, a child a step, a child of that a trial. Nothing is lost when the server is away: the next run
+One parent run a recipe, a child a step and a trial. Nothing is lost when the server is away: the next run
 records what is missing.
 """
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs n
 
 MOST_POINTS = 2000
 _TIME = {"step", "time"}
+TRIAL = "mar.trial"
+"""Tag of the runs of a sweep's trials, which lie below the recipe's run, as its steps do."""
 
 
 def tags_of(path: UPath, commit: str) -> dict[str, str]:
@@ -45,7 +47,7 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
         lines = logged(Path(str(report.history)))
         tracker.history(run, Thinned(lines[-1]["step"]).of(lines) if lines else [])
     for identity, (name, trial) in report.trials.items():
-        _record_trial(tracker, run, identity, name, trial)
+        _record_trial(tracker, parent, identity, name, trial)
     if report.for_parent:
         _log(tracker, parent, replace(report, datasets=()))
         for shown_by in (run, parent):
@@ -56,16 +58,21 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
 
 
 def _record_trial(tracker: "Tracker", parent: str, identity: str, name: str, report: Report) -> None:
-    if tracker.is_finished(identity, parent):
+    fingerprint = f"trial {identity}"  # of trainings, identity is that of a checkpoint, which may be the recipe's own
+    if tracker.is_finished(fingerprint, parent):
         return
-    run = tracker.open(name, identity, parent)
+    run = tracker.open(name, fingerprint, parent, {TRIAL: "yes"})
     _log(tracker, run, report)
+    if report.pictures:
+        _note(tracker, run, name, report)
     tracker.finish(run)
 
 
 def _log(tracker: "Tracker", run: str, report: Report) -> None:
     tracker.params(run, report.params)
     tracker.metrics(run, report.metrics)
+    for name, points in report.curves.items():
+        tracker.curve(run, name, points)
     tracker.tags(run, report.tags)
     for key, path in report.pictures.items():
         tracker.image(run, path, key)

@@ -24,7 +24,16 @@ from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint, flatten
 from infra.storage import write_json
 from infra.tracking import Tracker, unhurried
-from pipeline.promotion import CHALLENGER, CHAMPION, ERROR, champion_of, crown, is_better
+from pipeline.promotion import (
+    CHALLENGER,
+    CHAMPION,
+    CHECKPOINT,
+    ERROR,
+    champion_of,
+    crown,
+    is_better,
+    is_rolled_back,
+)  # fmt: skip
 from pipeline.results import RegistrationResult
 from tokenize_jobs.config import TokenizerFile
 from train.card import EMA_WEIGHTS, MODEL, read_card
@@ -33,7 +42,7 @@ DESCRIPTION = (
     "An autoregressive image generator. Rows of the input have class_id, and may have cfg_scale, temperature, "
     "ar_steps, diffusion_steps and seed, which are parameters too; image_format png answers PNG files in base64."
 )
-_VERSION_TAGS = ("mar.checkpoint", "mar.sampling", "mar.evaluation")
+_VERSION_TAGS = (CHECKPOINT, "mar.sampling", "mar.evaluation")
 _CHECKED_CLASSES, _CHECKED_STEPS = 2, 2  # the driver may have no GPU
 _REPOSITORY = Path(__file__).parents[1]
 _ROOMS = ("infra", "tokenize_jobs", "train", "evaluate", "pipeline")
@@ -79,7 +88,7 @@ def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult
     tracker = Tracker(uri, root)
     measured, sampling = candidate.measured, canonical(candidate.measured.sampling)
     tags = {
-        "mar.checkpoint": candidate.checkpoint, "mar.evaluation": candidate.evaluation,
+        CHECKPOINT: candidate.checkpoint, "mar.evaluation": candidate.evaluation,
         "mar.sampling": fingerprint(sampling), "sampling": json.dumps(sampling), "metric": measured.metric,
         **candidate.lineage, **({ERROR: str(measured.errors[NAME])} if NAME in measured.errors else {}),
         NAME: str(measured.fd), "conditions": json.dumps(canonical(measured.conditions), sort_keys=True),
@@ -172,7 +181,10 @@ def _version_with(tracker: Tracker, name: str, tags: Mapping[str, str]) -> str |
 
 
 def _give_alias(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> str:
-    """Make the version champion when it is the first or better, otherwise challenger; returns which."""
+    """Make the version champion when it is the first or better, otherwise challenger; returns which.
+
+    What a person rolled back stays challenger, however good its number: only `mar registry promote` crowns it again.
+    """
     champion = champion_of(client, name)
     if champion is not None and str(champion.version) == str(version):
         return CHAMPION
@@ -180,7 +192,7 @@ def _give_alias(client: MlflowClient, name: str, version: str, tags: Mapping[str
         better = champion is None or is_better(tags, champion.tags)
     except InputError:  # measured otherwise
         better = False
-    if better:
+    if better and not is_rolled_back(client, name, tags[CHECKPOINT]):
         crown(client, name, str(version), str(champion.version) if champion else None)
         return CHAMPION
     client.set_registered_model_alias(name, CHALLENGER, version)

@@ -1,7 +1,7 @@
 """The steps of a recipe, in order: what the walk, the status and the summary read of a plan."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 from upath import UPath
 
@@ -10,6 +10,8 @@ from infra.errors import InputError
 from infra.fingerprint import fingerprint
 from pipeline.recipes import Recipe
 from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
+from tokenize_jobs.sources.listing import Images
 from train.models.config import Model
 from tune.config import SamplingSweep
 
@@ -20,6 +22,20 @@ class Finished:
 
     artifact: Artifact
     was_cached: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """The recipe's images: what they are, and how to list them once they exist."""
+
+    inputs: Mapping[str, str]
+    """Identity of what the latents are made of."""
+    classes: tuple[str, ...]
+    images: Callable[[], Images]
+    rule: Heldout = NONE_HELD
+    """What is held back of the images that the latents are made of."""
+    heldout: Mapping[str, str] = field(default_factory=dict)
+    """Identity of the held-out images."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,11 @@ class Plan:
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:
             base.check(self.model, self.model.num_tokens)
+
+    @property
+    def model_path(self) -> str:
+        """Where the model is or will be: the one given, or the checkpoint."""
+        return self.recipe.checkpoint or str(self.path("checkpoint"))
 
     def path(self, name: str) -> UPath:
         """Return where the artifact of a step is or will be."""

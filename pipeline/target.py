@@ -1,7 +1,9 @@
 """What a command's first word names. A word with '/' or ':' is a path or URI, any other the name of a recipe."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from infra.errors import InputError, nearest
 from infra.from_json import from_json
@@ -34,6 +36,11 @@ def recipe_at(word: str) -> Recipe:
             f"unknown recipe '{word}'.{nearest(word, names)} There are: {', '.join(names)}. A path has a '/': ./{word}"
         )
     return _saved(word) if word.endswith(".json") else own_images(word)
+
+
+def recipe_in(tree: Mapping[str, Any], name: str) -> Recipe:
+    """Return the recipe in a record. Raises InputError, naming `name`, for what is none."""
+    return from_json(json.dumps(tree), Recipe, name)
 
 
 def _saved(file: str) -> Recipe:

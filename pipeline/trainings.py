@@ -1,61 +1,116 @@
 """The trainings of a sweep: the checkpoints of a recipe with other fields, planned like any other."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upath import UPath
 
 from evaluate.config import Subject
+from infra.cluster import Compute
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.recipes import Recipe, with_fields
 from pipeline.steps import Plan
-from train.results import CheckpointResult
+from train.results import LOG, CheckpointResult
 from tune.config import NoSweep, TrainingSweep
 
 if TYPE_CHECKING:
     from infra.artifact import Artifact, Step
-    from tune.training_sweep import Training
+    from tune.halving import OnLine, Rule, Training
+
+Planned = Mapping[str, tuple[Mapping[str, object], Plan]]
+_DIFFUSION = "diffusion"
 
 
-def planned_trainings(recipe: Recipe, sweep: TrainingSweep, plan: Callable[[Recipe], Plan]) -> Mapping[str, Plan]:
-    """Return the plan of each trial by its label. Raises InputError for what cannot be trained so."""
+def planned_trainings(recipe: Recipe, sweep: TrainingSweep, reference: str, plan: Callable[[Recipe], Plan]) -> Planned:
+    """Return fields and plan of each trial by its label. Raises InputError for what cannot be trained, or compared, so.
+
+    `reference` is the fingerprint of what the recipe is measured against.
+    """
     if recipe.checkpoint:
-        raise InputError(
-            f"--tune.kind {sweep.kind} trains, but --checkpoint gives the model: take --tune.kind sampling"
-        )
-    chosen = sweep.fields()
-    if not chosen:
-        raise InputError(f"--tune.kind {sweep.kind} searches nothing: give values to try")
+        raise InputError("--tune trains, but --checkpoint gives the model: take `mar tune MODEL --sweep sampling`")
     own = replace(recipe, tune=NoSweep())
-    planned = {_label(fields): plan(with_fields(own, fields)) for fields in chosen}
-    for trial in planned.values():
+    planned = {_label(fields): (fields, plan(with_fields(own, fields))) for fields in sweep.planned()}
+    labels: dict[str, str] = {}
+    for label, (_, trial) in planned.items():
         trial.check(("checkpoint", "evaluation"), 1)
+        if trial.steps["reference"].fingerprint != reference:
+            raise InputError(f"--tune: {label} changes what is measured against: such trials cannot be compared")
+        if (same := labels.setdefault(trial.steps["checkpoint"].fingerprint, label)) != label:
+            raise InputError(f"--tune: {same} and {label} are the same training")
     return planned
 
 
-def trainings_of(planned: Mapping[str, Plan], image_size: int) -> "list[Training]":
-    """Return the trials as the sweep takes them: each finds or makes its checkpoint."""
-    from tune.training_sweep import Training
+def rule_of(planned: Planned, sweep: TrainingSweep) -> "Rule":
+    """Return which trainings are stopped. Raises InputError where nothing says which is better before its end."""
+    from tune.halving import Rule
 
-    return [
-        Training(
-            label, Subject(str(plan.path("checkpoint")), plan.tokenizer, image_size),
-            plan.steps["checkpoint"].fingerprint, partial(_trained, plan),
+    recipes = [trial.recipe for _, trial in planned.values()]
+    kinds = {recipe.train.model.head.kind for recipe in recipes}
+    latents = {(trial.steps["latents"].fingerprint, trial.model.patch_size) for _, trial in planned.values()}
+    steps = max(recipe.train.train_steps for recipe in recipes)
+    if sweep.reduction and (len(kinds) > 1 or len(latents) > 1):
+        raise InputError(
+            "--tune.reduction stops trainings by their loss, which says nothing across kinds of heads, or tokens of "
+            "other tokenizers and patch sizes: take --tune.reduction 0"
         )
-        for label, plan in planned.items()
-    ]  # fmt: skip
+    if sweep.grace_steps >= steps:
+        raise InputError(f"--tune.grace-steps {sweep.grace_steps}: a training has {steps} steps")
+    grace = sweep.grace_steps or math.ceil(steps / max(sweep.reduction, 1) ** 2)
+    grace = max(grace, *(recipe.train.checkpoint_every for recipe in recipes))  # there is no loss before
+    metric = "heldout_mse" if kinds == {_DIFFUSION} else "heldout_loss"
+    return Rule(metric, steps, grace, sweep.reduction if grace < steps else 0)
 
 
-def _trained(plan: Plan) -> CheckpointResult:
-    return [step.find() or step.build() for step in plan.until("checkpoint")][-1].result
+def checkpoints_of(planned: Planned) -> dict[str, str]:
+    """Return the fingerprints of the trials' checkpoints."""
+    return {f"trial {place}": plan.steps["checkpoint"].fingerprint for place, (_, plan) in enumerate(planned.values())}
+
+
+def trainings_of(planned: Planned, image_size: int, compute: Compute, again: Collection[str]) -> "list[Training]":
+    """Make what the trials are trained on, and return them as the sweep takes them: each finds or makes its checkpoint.
+
+    Latents are made here, one after the other: side by side they would wait for each other's workers.
+    """
+    from pipeline.estimate import weights
+    from tune.halving import Training
+
+    trainings = []
+    for label, (fields, plan) in planned.items():
+        for step in plan.until("checkpoint")[:-1]:
+            _ = step.find() or step.build()
+        checkpoint = plan.steps["checkpoint"]
+        trainings.append(Training(
+            label=label, fields={name: json.dumps(value) for name, value in fields.items()},
+            subject=Subject(str(checkpoint.path), plan.tokenizer, image_size),
+            identity=checkpoint.fingerprint, steps=plan.recipe.train.train_steps, parameters=sum(weights(plan.model)),
+            log=str(checkpoint.path / LOG), is_made=checkpoint.find() is not None,
+            make=partial(_trained, plan.recipe, compute, tuple(again), str(Path.cwd())),
+        ))  # fmt: skip
+    return trainings
+
+
+def _trained(
+    recipe: Recipe, compute: Compute, again: Collection[str], folder: str, on_line: "OnLine"
+) -> CheckpointResult:
+    """Find or make a checkpoint, in a process of its own, which plans it once more; paths are those in `folder`."""
+    from pipeline.plan import Planner
+
+    if Path(folder).is_dir():  # Tune's processes begin in folders of their own
+        os.chdir(folder)
+    step = Planner(recipe, compute, on_line, again).plan().steps["checkpoint"]
+    return (step.find() or step.build()).result
 
 
 def _label(fields: Mapping[str, object]) -> str:
-    return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in fields.items())
+    shown = {name.removeprefix("train.").removeprefix("model."): value for name, value in fields.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def shorter(step: "Step[CheckpointResult]", train_steps: int) -> UPath | None:

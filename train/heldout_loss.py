@@ -42,10 +42,10 @@ class HeldoutLoss:
         self, model: Autoregressor, precision: AbstractContextManager, device: torch.device
     ) -> dict[str, float]:
         """Return the loss of `model`, which is in evaluation mode, and the head's terms of it; all workers call it."""
-        found = {}
+        found, asked = {}, _asked_alike(model.config)
         for part in self._parts:
             with precision:
-                loss = loss_of(model, self._input(model.config, part).to(device))
+                loss = loss_of(model, self._input(asked, part).to(device))
             found[part] = {name: term.item() for name, term in {"loss": loss.loss, **loss.terms}.items()}
         everywhere = [found]
         if self._world > 1:
@@ -57,6 +57,16 @@ class HeldoutLoss:
     def _input(self, model: Model, part: int) -> StepInput:
         (only,) = step_inputs(self._store, model, self._config, part)
         return only
+
+
+def _asked_alike(config: Model) -> Model:
+    """Return the config with the same shares of masked tokens, all that generation passes through, and dropped labels.
+
+    What a training chose of them would make its loss another question than that of others.
+    """
+    trunk = config.trunk
+    alike = {"mask_ratio_min": 0.0} if hasattr(trunk, "mask_ratio_min") else {}
+    return replace(config, trunk=replace(trunk, **alike), label_drop=0.1)
 
 
 def loss_of(model: Autoregressor, inputs: StepInput) -> HeadLoss:

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from evaluate.config import DiffusionSteps, Order, Sampling
 from infra.errors import InputError
@@ -13,6 +13,7 @@ from train.models.config import Model
 from train.models.heads import Solver, TemperatureOn
 
 _TIMESTEPS = 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +100,7 @@ class SamplingSweep:
         What Optuna chooses among is every combination.
         """
         every = self.settings(base)
-        if self.search == "optuna" or not 0 < self.trials < len(every):
-            return every
-        from infra.seeding import stream  # numpy: not for those who want the flags
-
-        chosen = stream("trials", self.seed).choice(len(every), self.trials, replace=False)
-        return [every[index] for index in sorted(chosen)]
+        return every if self.search == "optuna" else _chosen(every, self.trials, self.seed)
 
     def count(self, base: Sampling) -> int:
         """Return the number of trials."""
@@ -162,7 +158,40 @@ def effective(sampling: Sampling) -> Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSweep:
+class TrainingSweep:
+    """What sweeps of trainings have in common: which are tried, which are stopped early, how they are measured."""
+
+    trials: int = added(default=0)
+    """Most trainings, of more combinations a choice by the seed; 0 tries all."""
+    reduction: int = added(default=3)
+    """Of the trainings that come to the same step, about one in so many goes on (asynchronous halving), by the loss on
+    held-out images; 0 stops none."""
+    grace_steps: int = added(default=0)
+    """Gradient steps before a training may be stopped; 0 takes the share reduction^-2 of them, a ninth."""
+    images: int = 10_000
+    """Images drawn of each trained model."""
+    seed: int = 0
+    """Seed of the images, the same for all trials, and of the choice of trials."""
+
+    def fields(self) -> list[dict[str, Any]]:
+        """Return, for each combination, the recipe's fields that it replaces, by dotted name."""
+        raise NotImplementedError
+
+    def planned(self) -> list[dict[str, Any]]:
+        """Return the fields of each trial. Raises InputError for a space or a budget that makes no sense."""
+        for name in ("trials", "reduction", "grace_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--tune.{name.replace('_', '-')} {getattr(self, name)} is below 0")
+        if self.reduction == 1:
+            raise InputError("--tune.reduction 1 stops none: say 0 for that, or how many of which one goes on")
+        every = self.fields()
+        if not every:
+            raise InputError("--tune searches nothing: give values to try")
+        return _chosen(every, self.trials, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSweep(TrainingSweep):
     """Every combination of these sizes of the head is trained; the recipe's own model is registered."""
 
     kind: Literal["head"] = "head"
@@ -173,13 +202,9 @@ class HeadSweep:
     """Depths of the head's MLP to try."""
     train_steps: int = 0
     """Gradient steps of each training; 0 takes the recipe's."""
-    images: int = 10_000
-    """Images drawn of each trained model."""
-    seed: int = 0
-    """Seed of the images, the same for all trials."""
 
     def fields(self) -> list[dict[str, Any]]:
-        """Return, for each trial, the recipe's fields that it replaces, by dotted name."""
+        """Return, for each combination, the recipe's fields that it replaces, by dotted name."""
         steps = {"train.train_steps": self.train_steps} if self.train_steps else {}
         return [
             {"train.model.head.width": width, "train.model.head.depth": depth, **steps}
@@ -188,27 +213,30 @@ class HeadSweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldSweep:
+class FieldSweep(TrainingSweep):
     """Every combination of these values of a recipe's fields is trained; the recipe's own model is registered."""
 
     kind: Literal["fields"] = "fields"
     """fields: any typed fields of the recipe, each trial a training of its own."""
     space: tuple[str, ...] = ()
     """Fields and their values as JSON, as train.lr=[1e-3,2e-3]; each combination is a trial."""
-    images: int = 10_000
-    """Images drawn of each trained model."""
-    seed: int = 0
-    """Seed of the images, the same for all trials."""
 
     def fields(self) -> list[dict[str, Any]]:
-        """Return, for each trial, the recipe's fields that it replaces. Raises InputError for a damaged space."""
+        """Return, for each combination, the recipe's fields that it replaces. Raises InputError for a damaged space."""
         axes = dict(_axis(text) for text in self.space)
         if len(axes) < len(self.space):
             raise InputError("--tune.space names a field twice")
         return [dict(zip(axes, of, strict=True)) for of in itertools.product(*axes.values())] if axes else []
 
 
-TrainingSweep = HeadSweep | FieldSweep
+def _chosen(every: list[T], count: int, seed: int) -> list[T]:
+    """Return all, or so many of them, chosen by the seed and in their order."""
+    if not 0 < count < len(every):
+        return every
+    from infra.seeding import stream  # numpy: not for those who want the flags
+
+    chosen = stream("trials", seed).choice(len(every), count, replace=False)
+    return [every[index] for index in sorted(chosen)]
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

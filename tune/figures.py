@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,22 +44,22 @@ def best_of_each(trials: Sequence[Trial], place: Callable[[Trial], float]) -> di
 
 def lines(trials: Sequence[Trial], place: Callable[[Trial], float], name: str, metric: str) -> Figure:
     """Return the distance against a setting, a line for each guidance scale."""
-    figure, axes = _axes(name, metric)
+    figure, axes = axes_of(name, metric)
     for scale, curve in best_of_each(trials, place).items():
         where, distances = [place(trial) for trial in curve], [trial.fd for trial in curve]
-        axes.errorbar(where, distances, _errors(curve), marker="o", markersize=4, capsize=3, label=f"CFG {scale:g}")
+        axes.errorbar(where, distances, errors_of(curve), marker="o", markersize=4, capsize=3, label=f"CFG {scale:g}")
     axes.legend(frameon=False, title="best of the other settings", fontsize="small", title_fontsize="small")
     return figure
 
 
 def speed(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> Figure:
     """Return the distance against seconds an image: all trials, timed side by side, and the front, timed alone."""
-    figure, axes = _axes("seconds an image (sampler and decoder)", metric)
+    figure, axes = axes_of("seconds an image (sampler and decoder)", metric)
     seconds = [trial.seconds_per_image for trial in trials]
     style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": "#9ab3cc", "label": "trials, timed side by side"}
-    axes.errorbar(seconds, [trial.fd for trial in trials], _errors(trials), **style)  # pyrefly: ignore
+    axes.errorbar(seconds, [trial.fd for trial in trials], errors_of(trials), **style)  # pyrefly: ignore
     axes.errorbar(
-        [timed.seconds_per_image for timed in front], [timed.fd for timed in front], _errors(front), fmt="s-",
+        [timed.seconds_per_image for timed in front], [timed.fd for timed in front], errors_of(front), fmt="s-",
         color="#b3452c", markersize=5, capsize=2, label="front, timed alone",
     )  # fmt: skip
     axes.set_xscale("log")
@@ -66,7 +67,8 @@ def speed(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> Figur
     return figure
 
 
-def _axes(name: str, metric: str) -> tuple[Figure, Axes]:
+def axes_of(name: str, metric: str) -> tuple[Figure, Axes]:
+    """Return an empty figure, and its axes with these names."""
     figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
     axes = figure.subplots()
     axes.set(xlabel=name, ylabel=metric)
@@ -74,5 +76,13 @@ def _axes(name: str, metric: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _errors(trials: Sequence[Trial] | Sequence[Timed]) -> list[float]:
+class Measured(Protocol):
+    """A number with its standard error."""
+
+    @property
+    def error(self) -> float: ...
+
+
+def errors_of(trials: Sequence[Measured]) -> list[float]:
+    """Return the lengths of the error bars: none where an error is not known."""
     return [0.0 if math.isnan(trial.error) else trial.error for trial in trials]

@@ -11,13 +11,13 @@ from upath import UPath
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling
 from evaluate.metrics import frechet
-from infra.console import table
 from infra.fingerprint import canonical, fingerprint
 from infra.result import Report, Result
 
 TRIALS, PAGE = "trials.json", "report.html"
 ERROR = f"{frechet.NAME}_error"
-_TIED = 2.0  # standard errors of a difference
+TIED = 2.0
+"""Standard errors of a difference within which two numbers are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class Trial:
 
     def is_tied_with(self, other: "Trial") -> bool:
         """Tell whether the distances of both differ by less than two standard errors of a difference."""
-        return abs(self.fd - other.fd) < _TIED * math.hypot(self.error, other.error)
+        return abs(self.fd - other.fd) < TIED * math.hypot(self.error, other.error)
 
     def report(self, folder: UPath, metric: str) -> Report:
         """Return what the tracking server gets of this trial; its grid lies in `folder`."""
         return Report(
             metrics={**self.numbers, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image},
-            tags={"metric": metric}, params={"sampling": canonical(self.sampling)},
+            tags={"metric": metric, "state": "finished"}, params=settings(self.sampling),
             pictures={"samples/grid": folder / f"{self.identity}.png"},
         )  # fmt: skip
 
@@ -71,6 +71,10 @@ class Unfinished:
     sampling: Sampling
     state: Literal["stopped", "failed"]
     reason: str
+
+    def report(self) -> Report:
+        """Return what the tracking server gets of this trial: its setting, and why there is no number."""
+        return Report(params=settings(self.sampling), tags={"state": self.state, "reason": self.reason})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +145,11 @@ class SweepResult(Result):
             pictures={f"sweep/{name}": file for name, file in drawn},
             files=(path / TRIALS, *((path / PAGE,) if (path / PAGE).exists() else ()),
                    *(path / f"{name}.svg" for name in self.figures)),
-            trials={identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
-                    for identity, trial in named.items()},
+            trials={
+                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
+                   for identity, trial in named.items()},
+                **{f"{of.state} {of.label}": (_short(of.sampling), of.report()) for of in self.unfinished},
+            },
         )  # fmt: skip
 
 
@@ -164,6 +171,17 @@ def label(sampling: Sampling) -> str:
     if sampling.max_timestep is not None:
         parts.append(f"from t {sampling.max_timestep}")
     return ", ".join(parts)
+
+
+def settings(sampling: Sampling) -> dict[str, Any]:
+    """Return what trials are told apart by, few values: the UI lists them all above each trial's picture."""
+    default = Sampling()
+    rarely = ("temperature_on", "cfg_schedule", "solver", "order", "max_timestep")
+    return {
+        "temperature": sampling.temperature, "cfg_scale": sampling.cfg_scale, "ar_steps": sampling.ar_steps,
+        "diffusion_steps": sampling.diffusion_steps.label(),
+        **{name: getattr(sampling, name) for name in rarely if getattr(sampling, name) != getattr(default, name)},
+    }  # fmt: skip
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -188,65 +206,3 @@ def edges_of(best: Sampling, axes: Mapping[str, Sequence[Any]]) -> tuple[str, ..
 
 def _short(sampling: Sampling) -> str:
     return f"t{sampling.temperature:g} cfg{sampling.cfg_scale:g} ar{sampling.ar_steps}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """One training of a sweep, and what it is worth."""
-
-    label: str
-    checkpoint: str
-    """Its checkpoint's fingerprint."""
-    parameters: int
-    loss: float
-    """In the last logged step."""
-    fd: float
-    error: float
-    """Standard error of the distance."""
-    seconds_per_image: float
-    """Of sampler and decoder, warmed up, with nothing beside it."""
-    train_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailedTraining:
-    """A training without a model, and why."""
-
-    label: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSweepResult(Result):
-    """The trainings of a sweep, the smallest distance first."""
-
-    metric: str
-    conditions: Conditions
-    trials: tuple[Trained, ...]
-    failed: tuple[FailedTraining, ...] = ()
-
-    def headline(self) -> str:
-        """Return the best training and its distance."""
-        best, failed = self.trials[0], f"; {len(self.failed)} failed" if self.failed else ""
-        number = f"{self.metric} {best.fd:g} ± {best.error:.2g}"
-        return f"best of {len(self.trials)} trainings: {number} at {best.label}{failed}"
-
-    def table(self) -> str:
-        """Return what a person compares: sizes, distances, seconds."""
-        rows = [
-            (t.label, f"{t.parameters:,}", f"{t.fd:.4g} ± {t.error:.2g}", f"{t.loss:.4g}", f"{t.seconds_per_image:.4g}")
-            for t in self.trials
-        ]
-        return table(rows, ("training", "parameters", self.metric, "loss", "seconds an image"))
-
-    def report(self, path: UPath) -> Report:  # noqa: ARG002
-        """Return the best number, and every training as a run of its own."""
-        return Report(
-            metrics={f"best_{frechet.NAME}": self.trials[0].fd},
-            tags={"metric": self.metric, "best": self.trials[0].label},
-            trials={t.checkpoint: (t.label, Report(
-                metrics={frechet.NAME: t.fd, ERROR: t.error, "parameters": t.parameters, "loss": t.loss,
-                         "seconds_per_image": t.seconds_per_image},
-                tags={"metric": self.metric},
-            )) for t in self.trials},
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A B ... [flags]: several evaluations on one page: numbers, what differs, samples side by side
+"""A B ... [flags]: several evaluations on one page: numbers, what differs, samples and losses side by side
 
 Each is a recipe, a saved recipe, an artifact.json, or a registered version:
 
@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
     from pipeline.comparison import measured, warnings, write_comparison
 
     compared, page = [measured(word, chosen.compute) for word in targets], location(chosen.to)
-    write_comparison(compared, page)
+    write_comparison(compared, page, chosen.compute)
     for warning in warnings(compared):
         complain(f"warning: {warning}")
     say(str(page))

@@ -4,10 +4,12 @@ import json
 
 import mlflow
 import pytest
+from upath import UPath
 
 from infra.errors import InputError
 from pipeline.promotion import differing, is_better, ranked
-from tests.pipeline.registered import CONDITIONS, registered
+from pipeline.registry import register
+from tests.pipeline.registered import CONDITIONS, candidate, registered
 
 
 def tags(fd, error=None, **conditions):
@@ -67,6 +69,12 @@ def test_champion_is_promoted_rolled_back_and_promoted_again(store, mar_here):
     rolled = mar_registry("rollback", "small")
     assert (rolled.returncode, champion()) == (0, "1"), rolled.stderr
     assert mar_registry("rollback", "small").returncode == 2
+    again = register(candidate(folder, 2, fd=40.0), uri, UPath(folder))
+    assert (again.version, again.alias, champion()) == (
+        3,
+        "challenger",
+        "1",
+    )  # what a person took back stays taken back
     assert mar_registry("list", "smal").returncode == 2
     for version, told in (("2", "not better by more than 2.77"), ("4", "images 32 and 64"), ("9", "no version 9")):
         refused = mar_registry("promote", "small", version)
@@ -75,6 +83,7 @@ def test_champion_is_promoted_rolled_back_and_promoted_again(store, mar_here):
         assert champion() == "1"
     assert mar_registry("promote", "small", "3").returncode == 0
     assert champion() == "3"
+    assert register(candidate(folder, 2, fd=40.0), uri, UPath(folder)).alias == "champion"
     listed = mar_registry("list").stdout
     assert "@champion" in listed
     assert "40 ± 1" in listed

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from evaluate.config import Sampling
 from infra.follow import logged
@@ -162,8 +163,10 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made, t
     steps = {
         run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
     }
-    assert set(steps) == set(STEPS)
-    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == steps["sweep"].info.run_id]
+    assert set(steps) > set(STEPS)
+    assert all({"mar.path", "mar.commit"} <= set(steps[name].data.tags) for name in STEPS)
+    trials = [steps.pop(name) for name in set(steps) - set(STEPS)]
+    assert {trial.data.tags["mar.trial"] for trial in trials} == {"yes"}
     assert len(trials) == 2
     assert all(run.data.metrics["fd"] > 0 for run in [parents[0], steps["evaluation"], *trials])
     losses = client.get_metric_history(steps["checkpoint"].info.run_id, "train/loss")
@@ -240,6 +243,22 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar,
     assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
 
 
+def test_trainings_run_side_by_side_on_the_cores_for_two_and_each_ends_with_a_record(head, made, mar, tmp_path):
+    out, _ = made
+    copy_latents(out, tmp_path)
+    shutil.copytree(out / "artifacts" / "reference", tmp_path / "artifacts" / "reference")
+    model = TINY[: TINY.index("--tune.temperature")]
+    words = ["emoji-32", "--sweep", "head", *model, "--tune.width", "16", "24", "--tune.reduction", "0"]
+    more = ["--tune.images", "24", "--compute.train.cpus", "1", "--compute.out", str(tmp_path)]
+    done = mar("tune", *words, *more, "--compute.address", head[0], **ENVIRONMENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trainings, 2 side by side" in done.stdout
+    result = record(tmp_path, "sweep")["result"]
+    assert sorted(trial["fields"]["train.model.head.width"] for trial in result["trials"]) == ["16", "24"]
+    assert {step for trial in result["trials"] for step, _ in trial["curve"]} == {4, 8, 12}
+    assert set(result["figures"]) == {"losses", "parameters", "speed"}
+
+
 def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -262,12 +281,11 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
 
     try:
         wait_until(healthy, 120, "the UI's start")
-        import mlflow
+        from infra.tracking import Tracker
+        from pipeline.links import links
 
-        client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
-        experiment = client.get_experiment_by_name("mar-pipeline").experiment_id
-        trials = [run for run in client.search_runs([experiment]) if run.info.run_name.startswith("t1 cfg")]
-        ids = json.dumps([run.info.run_id for run in trials]).replace(" ", "")
+        tracker = Tracker(f"sqlite:///{out}/mlflow.db", UPath(out))
+        pages = dict(links(tracker, tracker.newest(), port=port))
         flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
         with sync_playwright() as playwright:
             page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
@@ -275,17 +293,31 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
             )
             page.add_init_script(
                 """localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
-                localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"""
+                localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+                localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"""
             )
-            page.goto(f'{base}/#/compare-runs?runs={ids}&experiments=["{experiment}"]', wait_until="domcontentloaded")
-            page.get_by_text("Run details").first.wait_for(timeout=90_000)
-            page.get_by_text(str(round(trials[0].data.metrics["fd"], 1))[:4]).first.wait_for(timeout=60_000)
-            page.goto(f"{base}/#/models/mar-emoji-32/versions/1", wait_until="domcontentloaded")
-            page.get_by_text("FD (efficientnet-lite0, 24)").first.wait_for(timeout=90_000)
-            page.goto(f"{base}/#/experiments/{experiment}/runs?compareRunsMode=CHART", wait_until="domcontentloaded")
-            page.get_by_text("samples/grid").first.scroll_into_view_if_needed(timeout=90_000)
+
+            def photographed(name, *texts):
+                page.goto(pages[name], wait_until="domcontentloaded")
+                for text in texts:
+                    page.get_by_text(text).first.wait_for(timeout=90_000)
+                page.screenshot(path=str(tmp_path / f"{name}.png"))
+
+            fd = record(out, "evaluation")["result"]["numbers"]["fd"]
+            photographed("run", f"{fd:g}"[:4], "Description")
+            grid = page.locator("img[src*='get-artifact']").first
+            grid.wait_for(timeout=60_000)
+            assert grid.bounding_box()["y"] < 400
+            assert grid.evaluate("picture => picture.naturalWidth") > 100
+            photographed("all runs", "emoji-32", "fd_error", f"{fd:g}"[:4])
+            smallest = min(trial["numbers"]["fd"] for trial in record(out, "sweep")["result"]["trials"])
+            photographed("trials", "temperature", "cfg_scale", "fd_error", "seconds_per", f"{smallest:g}"[:4])
+            photographed(
+                "compared", "Run details", "temperature", "cfg_scale", "seconds_per_image", f"{smallest:g}"[:4]
+            )
+            photographed("version", "FD (efficientnet-lite0, 24)", f"{fd:g}"[:4])
+            photographed("pictures", "samples/grid")
             page.locator("img[src*='get-artifact'], img[src^='blob:']").first.wait_for(timeout=60_000)
-            page.screenshot(path=str(tmp_path / "charts.png"))
     finally:
         ui.send_signal(signal.SIGTERM)
         ui.wait(timeout=30)

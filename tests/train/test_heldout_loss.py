@@ -50,12 +50,22 @@ def test_store_and_its_held_back_images_are_two_sides_of_the_whole(store):
 
 def test_it_is_what_the_training_step_finds_on_the_held_out_images(store):
     model = randomised(small())
-    config = replace(CONFIG, seed=0, batch_size=4)
-    inputs = [step_inputs(store.held(), model.config, config, part)[0] for part in range(16)]
+    config, trunk = replace(CONFIG, seed=0, batch_size=4), replace(model.config.trunk, mask_ratio_min=0.0)
+    asked = replace(model.config, trunk=trunk, label_drop=0.1)
+    inputs = [step_inputs(store.held(), asked, config, part)[0] for part in range(16)]
     expected = np.mean([step_loss(model, each).item() for each in inputs])
     found = measured(store, model)
     assert found.keys() == {"heldout_loss", "heldout_mse", "heldout_vb"}
     assert found["heldout_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_trainings_with_other_shares_of_masked_tokens_and_dropped_labels_are_asked_the_same(store):
+    model = randomised(small())
+    found = measured(store, model)
+    model.config = replace(
+        model.config, trunk=replace(model.config.trunk, mask_ratio_min=0.5), label_drop=0.9
+    )  # fmt: skip
+    assert measured(store, model) == found
 
 
 def test_training_that_is_measured_is_the_same_training(store):

@@ -31,7 +31,10 @@ def tokenize_heldout(
     if not (out / MANIFEST).exists():
         with connected(compute) as cluster:
             workers = cluster.encode
-            job = ray.remote(_encode).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=2)
+            job = ray.remote(_encode).options(
+                num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=2,
+                scheduling_strategy="DEFAULT",  # a sweep's trial has a place of its own, without cores
+            )  # fmt: skip
             ray.get(job.remote(config, weights, source, most, str(out), workers.cpus))
     return out if (out / MANIFEST).exists() else None
 

@@ -1,0 +1,57 @@
+"""Sampling sweeps of several models in one picture: what each is worth at which speed, as the paper's Figure 6."""
+
+from collections.abc import Mapping
+
+from upath import UPath
+
+from infra.cluster import Compute, tracking_uri
+from infra.console import say
+from infra.errors import InputError
+from infra.fingerprint import canonical, fingerprint
+from infra.storage import local_root
+from pipeline.make import Run
+from pipeline.plan import Planner
+from tune.config import SamplingSweep
+from tune.results import PAGE, SweepResult
+
+_FOLDER = "sweeps"
+
+
+def check_alike(runs: Mapping[str, Run]) -> None:
+    """Raise InputError unless all models are swept over sampling settings and measured alike; nothing runs yet."""
+    for name, run in runs.items():
+        if not isinstance(run.recipe.tune, SamplingSweep):
+            raise InputError(f"{name}: several models are compared by their sampling: add --sweep sampling")
+    measured = {name: _measured_by(run) for name, run in runs.items()}
+    first, *others = measured
+    for other in others:
+        if measured[other] != measured[first]:
+            raise InputError(
+                f"{first} and {other} are measured against different images, or with different numbers of them"
+            )
+
+
+def _measured_by(run: Run) -> tuple[str, int, str]:
+    assert isinstance(run.recipe.tune, SamplingSweep)
+    reference = Planner(run.recipe, run.compute, again=run.again).plan().steps["reference"].fingerprint
+    return reference, run.recipe.tune.images, run.recipe.evaluate.generate.sampling.precision
+
+
+def write_models(compute: Compute, results: Mapping[str, SweepResult]) -> UPath:
+    """Leave a page with the picture, and the picture as PNG and SVG, below the output root and in MLflow."""
+    from infra.tracking import Tracker
+    from tune.models_page import SPEED, write_models_page
+
+    root = local_root(compute.out)
+    identity = fingerprint({name: canonical(result, identity=False) for name, result in results.items()})
+    out = root / _FOLDER / identity
+    out.mkdir(parents=True, exist_ok=True)
+    write_models_page(results, out)
+    tracker = Tracker(tracking_uri(compute, root), root)
+    run = tracker.open(" and ".join(results), identity)
+    tracker.image(run, out / f"{SPEED}.png", f"sweep/{SPEED}")
+    for name in (PAGE, f"{SPEED}.svg"):
+        tracker.file(run, out / name)
+    tracker.finish(run)
+    say(f"models side by side: {out / PAGE}")
+    return out

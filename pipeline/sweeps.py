@@ -1,0 +1,63 @@
+"""Spaces that `mar tune --sweep NAME` searches: each a function of the recipe that it is for.
+
+One of your own is a function here, and its name in SWEEPS: values of any typed fields of a recipe, by dotted name.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from infra.errors import InputError, nearest
+from pipeline.recipes import Recipe
+from tune.config import FieldSweep, HeadSweep, SamplingSweep, TrainingSweep
+
+
+def sampling(recipe: Recipe) -> SamplingSweep:
+    """Return the recipe's own space of sampling settings, or the paper's widened to what young models need."""
+    return recipe.tune if isinstance(recipe.tune, SamplingSweep) else SamplingSweep()
+
+
+def head(recipe: Recipe) -> TrainingSweep:
+    """Return widths of the head's MLP: a quarter, half, once and one and a half times the recipe's, as Table 3 has."""
+    config = recipe.train.model.head
+    if not hasattr(config, "width"):
+        raise InputError(f"--sweep head: a {config.kind} head has no width")
+    width = config.width
+    return HeadSweep(
+        width=(width // 4, width // 2, width, width * 3 // 2), depth=(config.depth,),
+        images=recipe.evaluate.generate.images,
+    )  # fmt: skip
+
+
+def optimizer(recipe: Recipe) -> TrainingSweep:
+    """Return learning rates and their schedules, warm-ups, and least shares of masked tokens."""
+    train = recipe.train
+    space: dict[str, Sequence[Any]] = {
+        "train.lr": [train.lr / 2, train.lr, train.lr * 2],
+        "train.lr_schedule": ["constant", "cosine"],
+        "train.warmup_steps": sorted({train.warmup_steps // 4, train.warmup_steps}),
+    }
+    least = getattr(train.model.trunk, "mask_ratio_min", None)
+    if least is not None:
+        space["train.model.trunk.mask_ratio_min"] = sorted({least, 0.5})
+    return fields(recipe, space)
+
+
+def fields(recipe: Recipe, space: dict[str, Sequence[Any]]) -> FieldSweep:
+    """Return a sweep over these values of a recipe's fields, measured with as many images as the recipe is."""
+    return FieldSweep(
+        space=tuple(f"{name}={json.dumps(list(values))}" for name, values in space.items()),
+        images=recipe.evaluate.generate.images,
+    )
+
+
+SWEEPS: dict[str, Callable[[Recipe], SamplingSweep | TrainingSweep]] = {
+    "sampling": sampling, "head": head, "optimizer": optimizer,
+}  # fmt: skip
+
+
+def swept(recipe: Recipe, name: str) -> SamplingSweep | TrainingSweep:
+    """Return the sweep of this name for a recipe. Raises InputError when there is none."""
+    if name not in SWEEPS:
+        raise InputError(f"--sweep {name}: no such sweep.{nearest(name, SWEEPS)} There are {', '.join(SWEEPS)}.")
+    return SWEEPS[name](recipe)

@@ -1,0 +1,62 @@
+"""Sweeps by name: the spaces they search of a recipe, and what is refused before anything runs."""
+
+from dataclasses import replace
+
+import pytest
+
+from infra.errors import InputError
+from pipeline.commands.tune import _named_sweep
+from pipeline.make import chosen_run
+from pipeline.models_side_by_side import check_alike
+from pipeline.recipes import Recipe, cifar10_32, emoji_32, imagenet_256_mar_l, with_fields
+from pipeline.sweeps import SWEEPS, swept
+from train.models.heads import MixtureHead
+from tune.config import SamplingSweep
+
+
+def test_head_sweep_of_the_papers_default_head_is_table_3():
+    sweep = swept(Recipe(name="paper"), "head")
+    assert sweep.width == (256, 512, 1024, 1536)
+    assert sweep.depth == (3,)
+
+
+@pytest.mark.parametrize("recipe", [emoji_32(), cifar10_32(), imagenet_256_mar_l()], ids=lambda of: of.name)
+@pytest.mark.parametrize("name", ["head", "optimizer"])
+def test_every_combination_is_another_recipe_and_one_is_the_recipe_itself(recipe, name):
+    combinations = [with_fields(recipe, fields) for fields in swept(recipe, name).fields()]
+    assert recipe in combinations
+    assert len(set(map(repr, combinations))) == len(combinations) > 1
+
+
+def test_flags_change_the_space_that_a_name_gives():
+    name, flags = _named_sweep(["--tune.trials", "3", "--sweep", "optimizer", "--tune.seed", "2"])
+    assert (name, flags) == ("optimizer", ["--tune.trials", "3", "--tune.seed", "2"])
+    assert _named_sweep(["--sweep=head"]) == ("head", [])
+    chosen = chosen_run("tune", ["emoji-32", *flags], change=lambda of: replace(of, tune=swept(of, name)))
+    assert len(chosen.recipe.tune.planned()) == 3
+    assert chosen.recipe.tune.planned() != replace(chosen.recipe.tune, seed=3).planned()
+
+
+def test_names_and_models_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="Did you mean 'sampling'"):
+        swept(emoji_32(), "samplin")
+    with pytest.raises(InputError, match="--sweep: which"):
+        _named_sweep(["--sweep"])
+    mixture = replace(emoji_32().train, model=replace(emoji_32().train.model, head=MixtureHead()))
+    with pytest.raises(InputError, match="a mixture head has no width"):
+        swept(replace(emoji_32(), train=mixture), "head")
+    assert set(SWEEPS) == {"sampling", "head", "optimizer"}
+
+
+def test_models_measured_otherwise_are_not_drawn_into_one_picture(tmp_path):
+    def run(*flags):
+        words = ["emoji-32", "--compute.out", str(tmp_path), *flags]
+        return chosen_run("tune", words, change=lambda of: replace(of, tune=SamplingSweep()))
+
+    check_alike({"one": run(), "other": run("--train.train-steps", "3")})
+    with pytest.raises(InputError, match="one and other are measured against different images"):
+        check_alike({"one": run(), "other": run("--tune.images", "5000")})
+    with pytest.raises(InputError, match="different images"):
+        check_alike({"one": run(), "other": run("--reference.images", "20")})
+    with pytest.raises(InputError, match="other: several models are compared by their sampling"):
+        check_alike({"one": run(), "other": chosen_run("tune", ["emoji-32", "--tune.kind", "head"])})
