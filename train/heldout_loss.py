@@ -60,13 +60,13 @@ class HeldoutLoss:
 
 
 def _asked_alike(config: Model) -> Model:
-    """Return the config with the same shares of masked tokens, all that generation passes through, and dropped labels.
+    """Return the config with the shares of masked tokens that generation passes through, and without dropped labels.
 
     What a training chose of them would make its loss another question than that of others.
     """
     trunk = config.trunk
     alike = {"mask_ratio_min": 0.0} if hasattr(trunk, "mask_ratio_min") else {}
-    return replace(config, trunk=replace(trunk, **alike), label_drop=0.1)
+    return replace(config, trunk=replace(trunk, **alike), label_drop=0.0)
 
 
 def loss_of(model: Autoregressor, inputs: StepInput) -> HeadLoss:
