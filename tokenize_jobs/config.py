@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.errors import InputError
-from infra.fingerprint import where
+from infra.fingerprint import added, where
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +15,9 @@ class Tokenize:
 
     image_size: int = 256
     """Pixels of a side after the centre crop; the tokenizer's stride must divide it."""
+    precision: Precision = added(default="fp32")
+    """What the tokenizer encodes in: fp32; tf32, faster on a GPU; or bf16, autocast. The store keeps the error of the
+    last two against the first."""
     batch_size: int = where(default=32)
     """Images that an encoder takes at once."""
     max_bad_fraction: float = where(default=0.01)

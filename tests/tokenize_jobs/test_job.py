@@ -1,6 +1,7 @@
 """The tokenization job on a real Ray cluster: resumed bytes, quarantine, the limit on bad images."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.latents_job import kind_of, tokenize
 from tokenize_jobs.sources.crop import centre_crop, decode
 from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.store.audit import describe
 from tokenize_jobs.store.reader import LatentStore
 
 pytestmark = pytest.mark.ray
@@ -95,3 +97,16 @@ def test_layout_size_that_the_stride_does_not_divide_is_refused(tmp_path):
     SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path)
     with pytest.raises(InputError, match="nearest sizes are 32 and 36"):
         kind_of(TokenizerFile("fit", str(tmp_path)), 34)
+
+
+def test_store_keeps_the_error_of_its_precision(cluster, source, tmp_path):
+    from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+
+    SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path / "fitted")
+    weights, store = TokenizerFile("fitted", str(tmp_path / "fitted"), "w"), location(tmp_path / "store")
+    few = replace(source, shards=source.shards[:1])
+    tokenize(Tokenize(image_size=16, precision="bf16"), weights, few, store, Compute())
+    kept = LatentStore(store).manifest["precision"]
+    assert (kept["name"], kept["images"]) == ("bf16", 32)
+    assert 0 < kept["relative_rms"] < kept["relative_largest"] < 1
+    assert "bf16; against fp32 on 32 images: relative_largest" in describe(store)

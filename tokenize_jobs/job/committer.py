@@ -12,7 +12,7 @@ from tokenize_jobs.tokens import TokenKind
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Committer:
-    """One process for the whole job: a task for each shard would start as many, and take the encoders' cores."""
+    """A process for many shards: a task for each would start as many, and take the encoders' cores."""
 
     def __init__(self, out: str, kind: TokenKind) -> None:
         self.root, self.kind = location(out), kind

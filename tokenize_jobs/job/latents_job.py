@@ -8,10 +8,11 @@ committed shards, which are not read again, and staged parts, which are made ane
 """
 
 import os
+import pickle
 import shutil
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -22,18 +23,21 @@ from infra.actors import actors
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.storage import storage_errors
+from infra.storage import read_json, storage_errors, write_json
 from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.committer import Committer
 from tokenize_jobs.job.encoder import PartEncoder
 from tokenize_jobs.job.parts import PartReader, Rates
 from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.samples import evenly
 from tokenize_jobs.sources.shard import Shard
-from tokenize_jobs.store.shards import committed, publish
+from tokenize_jobs.store.shards import ShardCommit, committed, publish, read_commits
 from tokenize_jobs.tokenizers import Geometry, load
 from tokenize_jobs.tokens import TokenKind
 
+_ENCODERS_A_COMMITTER = 32  # half of what one was measured to keep up with
+_PRECISION, _COMPARED = "precision.json", 32
 _MOST_READERS = 8  # of an encoder: they hold two parts each in the object store, 50 MB at 256 px
 
 
@@ -57,7 +61,8 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
         if pending:
             with connected(compute) as cluster:
                 rates = _run(config, weights, source, pending, kind, staging, out, cluster.encode)
-        manifest = _publish(config, weights, source, kind, out)
+        commits = {**done, **read_commits(out, [shard.name for shard in pending])}
+        manifest = _publish(config, weights, source, kind, out, commits)
     finally:
         _remove(staging)
     if "warning" in manifest:
@@ -66,8 +71,14 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
     return LatentsResult(label=config.label(weights.kind), classes=source.classes, **counted, **rates)
 
 
-def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, kind: TokenKind, out: UPath) -> dict[str, Any]:
-    commits = committed(out)
+def _publish(
+    config: Tokenize,
+    weights: TokenizerFile,
+    source: Listing,
+    kind: TokenKind,
+    out: UPath,
+    commits: Mapping[str, ShardCommit],
+) -> dict[str, Any]:
     rows = sum(commits[shard.name].rows for shard in source.shards)
     bad = [(s.name, *pair) for s in source.shards for pair in commits[s.name].quarantined]
     if rows == 0 or len(bad) > config.max_bad_fraction * (rows + len(bad)):
@@ -76,7 +87,7 @@ def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, kind: To
             f"image source {source.root}: {len(bad)} of {rows + len(bad)} images are bad, more than the share of "
             f"{config.max_bad_fraction:g} that --tokenize.max-bad-fraction allows; first: {examples}"
         )
-    provenance = {
+    provenance: dict[str, Any] = {
         "tokenizer": {"kind": weights.kind, "weights": weights.hash},
         "image_size": config.image_size,
         "classes": list(source.classes),
@@ -87,7 +98,9 @@ def _publish(config: Tokenize, weights: TokenizerFile, source: Listing, kind: To
             "bytes": source.total_bytes,
         },
     }
-    manifest = publish(out, [shard.name for shard in source.shards], kind, provenance)
+    if config.precision != "fp32":
+        provenance["precision"] = read_json(out / _PRECISION)
+    manifest = publish(out, [shard.name for shard in source.shards], kind, provenance, commits)
     _remove(out / "staging")
     return manifest
 
@@ -106,21 +119,25 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
-    rows = ray.data.from_items([{"shard": index} for index in range(len(pending))], override_num_blocks=len(pending))
-    encoders = actors(
-        PartEncoder, weights, kind, config.batch_size, str(staging),
-        **asdict(workers),
-    )  # fmt: skip
+    rows = ray.data.from_items(  # each with its own files: what every task had to read would hold a million names
+        [{"shard": index, "of": pickle.dumps(shard)} for index, shard in enumerate(pending)],
+        override_num_blocks=len(pending),
+    )
+    encoders = actors(PartEncoder, weights, kind, config, str(staging), at_once=2, **asdict(workers))
+    _measure_precision(config, source, encoders[0], out)
     cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
     parts = rows.flat_map(
-        _HandingOn(PartReader(source, pending, config.image_size), encoders),
+        _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
         compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
         num_cpus=0.5,
     )
     arrived: dict[int, list[dict[str, Any]]] = {}
     finished = 0
     progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(workers.count)
-    committer = Committer.options(max_concurrency=4).remote(str(out), kind)
+    committers = [
+        Committer.options(max_concurrency=4, scheduling_strategy="SPREAD").remote(str(out), kind)
+        for _ in range(-(-workers.count // _ENCODERS_A_COMMITTER))
+    ]
     progress.update(0)
     for part in parts.iter_rows():
         if part["fault"]:
@@ -137,6 +154,7 @@ def _run(
             ]
             paths = [p["path"] for p in received if p["rows"]]
             finished += 1
+            committer = committers[part["shard"] % len(committers)]
             commits.append(committer.commit.remote(name, paths, quarantined))
             ready, commits = ray.wait(commits, num_returns=len(commits), timeout=0)
             ray.get(ready)
@@ -144,6 +162,15 @@ def _run(
         progress.update(finished, rates.line())
     ray.get(commits)
     return rates.measured()
+
+
+def _measure_precision(config: Tokenize, source: Listing, encoder: Any, out: UPath) -> None:  # noqa: ANN401
+    """Write the error against fp32 on some of the first shard's images, once for a store."""
+    if config.precision == "fp32" or (out / _PRECISION).exists():
+        return
+    images = evenly(replace(source, shards=source.shards[:1]), config.image_size, _COMPARED)
+    found = ray.get(encoder.error.remote(images)) if len(images) else {}
+    write_json(out / _PRECISION, {"name": config.precision, "images": len(images), **found})
 
 
 class _HandingOn:

@@ -3,6 +3,7 @@
 shard -> parts of up to PART_IMAGES decoded images (PartReader) -> staged moments, names and counts (PartEncoder)
 """
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,20 +20,21 @@ PART_IMAGES = 256
 class PartReader:
     """Reads, decodes and crops one shard; yields its parts as they fill."""
 
-    def __init__(self, source: Listing, shards: list[Shard], image_size: int) -> None:
-        self.source, self.shards, self.image_size = source, shards, image_size
+    def __init__(self, source: Listing, image_size: int) -> None:
+        """Read shards of `source`, which need not hold them itself: a row brings its own."""
+        self.source, self.image_size = source, image_size
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        shard = int(row["shard"])
+        index, shard = int(row["shard"]), pickle.loads(row["of"])
         try:
-            yield from self._parts(shard)
+            yield from self._parts(index, shard)
         except storage_errors() as error:  # a row says it: Ray Data would wrap an exception in its own
-            fault = f"{self.source.root}, shard {self.shards[shard].name}: {error}"
-            yield _Part(shard, self.image_size).row(last=True, fault=fault)
+            fault = f"{self.source.root}, shard {shard.name}: {error}"
+            yield _Part(index, self.image_size).row(last=True, fault=fault)
 
-    def _parts(self, shard: int) -> Iterator[dict[str, Any]]:
-        part = _Part(shard, self.image_size)
-        for sample in crop_shard(self.source, self.shards[shard], self.image_size):
+    def _parts(self, index: int, shard: Shard) -> Iterator[dict[str, Any]]:
+        part = _Part(index, self.image_size)
+        for sample in crop_shard(self.source, shard, self.image_size):
             if sample.pixels is None:
                 part.reject(sample.key, sample.fault)
                 continue
