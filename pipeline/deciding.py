@@ -37,6 +37,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/loop.py",
         "train/optimizer.py",
         "train/progress.py",
+        "train/start.py",
         "train/step.py",
         "train/trainer.py",
         "train/watch.py",

@@ -51,6 +51,13 @@ def measurable_at(word: str, compute: Compute) -> Recipe:
     return given_images(word)
 
 
+def model_folder(word: str, compute: Compute) -> UPath:
+    """Return the model directory that a word names; that of models:/NAME@ALIAS is fetched. Raises InputError."""
+    if not word.startswith(REGISTERED):
+        return location(word)
+    return _fetched(word, compute)[1]
+
+
 def images_seen(recipe: Recipe, given: ModelCard | None) -> Emoji | ImageFiles:
     """Return a recipe's images: all of them where the model, or its latents, were made by other means.
 
@@ -113,12 +120,7 @@ def _registered(uri: str, compute: Compute) -> Recipe:
 
     A version that was registered by other means is measured as any model directory.
     """
-    from infra.tracking import registered_version
-
-    root = local_root(compute.out)
-    store = recorded_at(compute, root)
-    version = registered_version(uri, store)
-    package = _package(version, store, root / "registered" / version.name / version.number)
+    version, package = _fetched(uri, compute)
     saved = read_json(package / _PACKAGE)
     tokenizer = saved["tokenizer"]
     kind = "fitted" if tokenizer["kind"].startswith("fit") else tokenizer["kind"]
@@ -128,6 +130,16 @@ def _registered(uri: str, compute: Compute) -> Recipe:
     generate = replace(recipe.evaluate.generate, sampling=sampling, use_ema=True)  # a package has no raw weights
     measured = replace(recipe, evaluate=replace(recipe.evaluate, generate=generate))
     return _measuring(measured, package, file)
+
+
+def _fetched(uri: str, compute: Compute) -> "tuple[Version, UPath]":
+    """Return a registered version and its files."""
+    from infra.tracking import registered_version
+
+    root = local_root(compute.out)
+    store = recorded_at(compute, root)
+    version = registered_version(uri, store)
+    return version, _package(version, store, root / "registered" / version.name / version.number)
 
 
 def _package(version: "Version", store: str, folder: UPath) -> UPath:

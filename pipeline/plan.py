@@ -18,7 +18,7 @@ from infra.console import stage
 from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
-from pipeline.given import as_trained_with, images_seen
+from pipeline.given import as_trained_with, images_seen, model_folder
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, Source, run_identity
@@ -73,7 +73,7 @@ class Planner:
             self._training_sweep(self.recipe.tune)
         self._evaluation(subject)
         self._registration(tokenizer)
-        return Plan(self.recipe, self.root, self.steps, tokenizer, model)
+        return Plan(self.recipe, self.root, self.steps, tokenizer, model, self._start())
 
     def _given_card(self) -> ModelCard | None:
         """Return the card of the model that is given instead of being trained, if one is; its content identifies it."""
@@ -83,6 +83,11 @@ class Planner:
         card = read_card(folder)
         self.given["checkpoint"] = content_digest(folder)
         return card
+
+    def _start(self) -> UPath | None:
+        """Return the directory of the model that training starts from; None where it starts from random weights."""
+        train = self.recipe.train
+        return model_folder(train.start_from, self.compute) if train.start_from and not self.recipe.checkpoint else None
 
     def _model_path(self) -> str:
         return str(location(self.recipe.checkpoint) if self.recipe.checkpoint else self._path("checkpoint"))
@@ -166,20 +171,22 @@ class Planner:
 
     def _checkpoint(self, source: Source, weights: TokenizerFile) -> None:
         latents = location(self.recipe.latents) if self.recipe.latents else self._path("latents")
-        on_log = TrainingProgress(self.recipe.train.train_steps, self.on_log)
+        on_log, start = TrainingProgress(self.recipe.train.train_steps, self.on_log), self._start()
 
         def make(out: UPath) -> CheckpointResult:
             from tokenize_jobs.job.heldout_job import tokenize_heldout
             from train.heldout_loss import IMAGES
+            from train.loop import Data
             from train.trainer import train
 
             begin = shorter(self.steps["checkpoint"], self.recipe.train.train_steps)
             images, held = source.images().heldout, None
             if images is not None and not source.rule.share:  # a share's latents are among the others
                 held = tokenize_heldout(self.recipe.tokenize, weights, images, IMAGES, out / HELDOUT, self.compute)
-            return train(self.recipe.train, latents, out, self.compute, on_log, source.rule, held, begin)
+            return train(self.recipe.train, Data(latents, source.rule, held), out, self.compute, on_log, begin, start)
 
         inputs = {**self._inputs("latents"), **source.rule.identity}
+        inputs |= {"start": content_digest(start)} if start else {}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)
 
     def _reference(self, source: Source | None) -> None:

@@ -8,10 +8,12 @@ from upath import UPath
 from infra.artifact import Artifact, Step
 from infra.errors import InputError
 from infra.fingerprint import fingerprint
+from pipeline.given import as_trained_with
 from pipeline.recipes import Recipe
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import Images
+from train.card import read_card
 from train.models.config import Model
 from tune.config import SamplingSweep
 
@@ -52,6 +54,8 @@ class Plan:
 
     None where no model is measured.
     """
+    start: UPath | None = None
+    """Directory of the model that training starts from."""
 
     @property
     def identity(self) -> str:
@@ -77,10 +81,20 @@ class Plan:
         if "checkpoint" in pending:
             recipe.train.check(self.model)
             recipe.train.check_workers(workers)
+            self._check_start(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:
             base.check(self.model, self.model.num_tokens)
+
+    def _check_start(self, model: Model) -> None:
+        """Raise InputError where there is a model to start from, and training cannot."""
+        if self.start is None or self.tokenizer is None:
+            return
+        from train.start import Start  # torch takes seconds to import
+
+        tokenizer = as_trained_with(self.tokenizer, read_card(self.start))
+        Start(self.start, self.recipe.train.start_weights).check(model, tokenizer.hash)
 
     @property
     def model_path(self) -> str:

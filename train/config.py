@@ -11,6 +11,8 @@ from train.models.config import Architecture, Model
 if TYPE_CHECKING:  # it needs numpy
     from tokenize_jobs.tokens import TokenKind
 
+StartWeights = Literal["ema", "raw"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -38,6 +40,11 @@ class Train:
     """bf16: autocast, with norms, the head's output and the loss in float32."""
     seed: int = 1
     """Seed of the initial weights, the order of the data and all draws."""
+    start_from: str = where(default="")
+    """Model to start from in place of random weights: a checkpoint's artifact, an imported model's directory, or
+    models:/NAME@ALIAS. Content is part of the identity; another number of classes gets a new class embedding."""
+    start_weights: StartWeights = added(default="ema")
+    """Weights that are taken of the model to start from: averaged (ema) or raw."""
     max_skipped_steps: int = added(default=10)
     """Skipped steps in a row, whose gradients were not finite, that end the training."""
     micro_batch: int = added(default=0)

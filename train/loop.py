@@ -9,12 +9,12 @@ import ray.train
 import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from upath import UPath
 
 from infra.ahead import one_ahead
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
 from train.batches import StepInput, step_inputs
-from train.checkpoint import new_model
 from train.config import Train
 from train.ema import EMA
 from train.heldout_loss import HeldoutLoss
@@ -23,9 +23,21 @@ from train.models.config import Model
 from train.optimizer import Optimization
 from train.progress import load_progress, newest_whole
 from train.saving import Saver
+from train.start import Start, initial_model
 from train.step import training_step
 from train.watch import Watch
 from train.workers import as_the_first_says, mean_of_all
+
+
+@dataclass(frozen=True)
+class Data:
+    """Latents to train on, and those that are not trained on."""
+
+    store: UPath
+    heldout: Heldout = NONE_HELD
+    """What is not trained on, of the images in `store`."""
+    heldout_store: UPath | None = None
+    """Latents of images that are not among them."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +46,19 @@ class TrainJob:
 
     config: Train
     model: Model
-    latents: str
+    data: Data
+    latent_scale: float
+    """Factor on the stores' latents."""
     log: str
     cores: int
     progress: str
     """Folder of what a later run goes on from."""
     stop: str
     """A file: when it appears, the workers write what they have and leave."""
-    heldout: Heldout = NONE_HELD
-    """What is not trained on, of the images in `latents`."""
-    heldout_latents: str = ""
-    """Latents of images that are not among them, or nothing."""
     begin: str = ""
     """Progress to begin with where `progress` holds none, or nothing."""
+    start: Start | None = None
+    """What the first step starts from in place of random weights."""
 
 
 def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
@@ -66,8 +78,9 @@ class _Worker:
     def __init__(self, job: TrainJob, rank: int, world: int, device: torch.device) -> None:
         torch.set_num_threads(job.cores)
         self.job, self.rank, self.world, self.device, config = job, rank, world, device, job.config
-        self.store = LatentStore(job.latents, heldout=job.heldout)
-        self.model = new_model(job.model, config.seed).to(device)
+        self.store = LatentStore(str(job.data.store), heldout=job.data.heldout)
+        self.store.latent_scale = job.latent_scale
+        self.model = initial_model(job.model, config.seed, job.start).to(device)
         self.ema, self.optimization = EMA(self.model, config.ema_decay), Optimization(self.model, config)
         self.start = self._go_on()
         self.network = self.model
@@ -132,8 +145,8 @@ class _Worker:
 
 def _held(job: TrainJob, store: LatentStore) -> LatentStore | None:
     """Return the images that are never trained on, in the scale of those that are; None where there are none."""
-    if not job.heldout_latents:
+    if job.data.heldout_store is None:
         return store.held() if store.held_back else None
-    held = LatentStore(job.heldout_latents)
-    held.latent_scale = store.latent_scale
+    held = LatentStore(str(job.data.heldout_store))
+    held.latent_scale = job.latent_scale
     return held

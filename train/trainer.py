@@ -18,16 +18,16 @@ from infra.console import stage
 from infra.follow import append, following, logged
 from infra.processor import multiplies_bf16
 from infra.storage import read_json
-from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.shards import MANIFEST
 from tokenize_jobs.tokens import read_kind
-from train.card import ModelCard
+from train.card import ModelCard, read_card
 from train.checkpoint import write_model
 from train.config import Train
 from train.log import NOT_METRICS
-from train.loop import TrainJob, train_worker
+from train.loop import Data, TrainJob, train_worker
 from train.progress import newest_whole, read_progress, step_of
 from train.results import LOG, CheckpointResult
+from train.start import Start
 
 RUN, STOP = "ray_train", "stop"
 _MOST_FAILURES = 3  # in a row, without progress between them
@@ -36,62 +36,69 @@ _LEAVE_SECONDS = 120  # a signal to all processes at once has ended the workers 
 
 def train(
     config: Train,
-    latents: UPath,
+    data: Data,
     out: UPath,
     compute: Compute,
     on_log: Callable[[dict[str, Any]], None],
-    heldout: Heldout = NONE_HELD,
-    heldout_latents: UPath | None = None,
     begin: UPath | None = None,
+    start: UPath | None = None,
 ) -> CheckpointResult:
-    """Train on the latent store `latents`, leaving a model directory in `out`; `on_log` gets each logged step.
+    """Train on latents, leaving a model directory in `out`; `on_log` gets each logged step.
 
-    Images of the store that `heldout` holds are not trained on. The loss on them, or on those of the small store
-    `heldout_latents`, is part of the log at each checkpoint.
+    The loss on images that are held out is part of the log at each checkpoint. The first step finds the weights of the
+    model `start`, whose scale the latents then have, or random ones.
 
     Run again after any interruption, it goes on from the newest checkpoint; before there is any, from that of `begin`,
     a finished training that differs in its number of steps alone. Raises InputError when the model
     does not fit the latents, RuntimeError when training diverged.
     """
-    manifest = read_json(latents / MANIFEST)
+    manifest = read_json(data.store / MANIFEST)
     kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
     model = config.on(kind, len(classes))
     config.check(model)
     config.check_workers(compute.train.workers)
-    log = Path(str(out)) / LOG
-    root = Path(str(out)) / RUN
+    from_model = Start(start, config.start_weights) if start else None
+    card = ModelCard(
+        model=model, latent_scale=read_card(start).latent_scale if start else kind.scale(manifest), classes=classes,
+        tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
+        train_steps=config.train_steps, images_seen=config.train_steps * config.batch_size, ema_decay=config.ema_decay,
+    )  # fmt: skip
+    log, root = Path(str(out)) / LOG, Path(str(out)) / RUN
     with connected(compute) as cluster, following(log, on_log), keeping_interrupts(), _stopping(root / STOP):
-        workers = cluster.train
-        if not compute.train.workers:
-            workers = replace(workers, count=_busy(config, workers.count))
-        stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
+        workers = _workers(config, compute, cluster.train)
         job = TrainJob(
-            config, model, str(latents), str(log), workers.cpus, str(root), str(root / STOP), heldout,
-            str(heldout_latents or ""), _begin(begin, root, log),
+            config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
+            _begin(begin, root, log), from_model,
         )  # fmt: skip
-        _warn_of_bf16(config, workers)
         returned = _fit(job, workers, out)
+    return _finished(card, out, log, root, returned)
+
+
+def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
+    """Return who trains: as many as were asked for, else as many of those the cluster holds as the batch keeps busy."""
+    workers = found if compute.train.workers else replace(found, count=_busy(config, found.count))
+    stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
+    _warn_of_bf16(config, workers)
+    return workers
+
+
+def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict[str, Any]) -> CheckpointResult:
+    """Write the model directory from the last progress, if the training came to its end."""
     if "failed" in returned:
         raise RuntimeError(f"training diverged: {returned['failed']}. Lower --train.lr or raise --train.warmup-steps.")
     if "stopped" in returned:
         stage("checkpoint", f"stopped after step {returned['stopped']}, where the next run goes on")
         raise KeyboardInterrupt
     folder = newest_whole(root, _say_passed_over)
-    if folder is None or step_of(folder) < config.train_steps:
+    if folder is None or step_of(folder) < card.train_steps:
         raise RuntimeError(f"the last checkpoint below {root} is damaged: run again, which makes it again")
     progress = read_progress(folder)
-    steps = progress["optimization"]["step"]
-    card = ModelCard(
-        model=model, latent_scale=kind.scale(manifest), classes=classes,
-        tokenizer_kind=manifest["tokenizer"]["kind"], tokenizer_hash=manifest["tokenizer"]["weights"],
-        train_steps=steps, images_seen=steps * config.batch_size, ema_decay=config.ema_decay,
-    )  # fmt: skip
     write_model(out, card, progress["model"], progress["ema"])
     parameters = sum(tensor.numel() for tensor in progress["model"].values())
     last, rate = _last_log(log)
     return CheckpointResult(
-        train_steps=steps, images_seen=card.images_seen, parameters=parameters, last=last, images_per_second=rate,
-        images=returned["images"], images_held_back=returned["images_held_back"],
+        train_steps=card.train_steps, images_seen=card.images_seen, parameters=parameters, last=last,
+        images_per_second=rate, images=returned["images"], images_held_back=returned["images_held_back"],
     )  # fmt: skip
 
 
@@ -163,6 +170,8 @@ def _fit(job: TrainJob, workers: Workers, out: UPath) -> dict[str, Any]:
         begun = newest_whole(Path(job.progress), _say_passed_over)
         if begun is not None:
             stage("checkpoint", f"going on from step {step_of(begun)}")
+        elif job.start is not None and not job.begin:
+            stage("checkpoint", job.start.told(job.model))
         try:
             return _trainer(job, workers, out).fit().return_value
         except ray.train.TrainingFailedError as error:

@@ -25,6 +25,7 @@ def train_here(folder):
     from tests.train.test_training import MODEL
     from tokenize_jobs.sources.heldout import Heldout
     from train.config import Train
+    from train.loop import Data
     from train.models.config import tiny
     from train.trainer import train
 
@@ -34,7 +35,8 @@ def train_here(folder):
     )  # fmt: skip
     assert config.model.trunk == MODEL.trunk
     out = location(folder)
-    train(config, location(Path(folder).parent / "store"), out, Compute(out=str(folder)), print, Heldout(0.5))
+    data = Data(location(Path(folder).parent / "store"), Heldout(0.5))
+    train(config, data, out, Compute(out=str(folder)), print)
 
 
 def start(folder):

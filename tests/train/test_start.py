@@ -1,0 +1,112 @@
+"""A training that starts from a model: its weights are there, its content identifies the training, misfits are named."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from infra.cluster import Compute
+from infra.errors import InputError
+from infra.storage import location
+from pipeline.plan import Planner
+from pipeline.recipes import emoji_32
+from tests.small_model import randomised, small
+from tokenize_jobs.config import PretrainedTokenizer, Tokenize
+from train.card import EMA_WEIGHTS, WEIGHTS, ModelCard
+from train.checkpoint import new_model, write_model
+from train.models.config import Architecture
+from train.start import Start, initial_model
+from tune.config import NoSweep
+
+SHAPE = small()
+HASH = "pixels"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model directory with raw weights of seed 1 and averaged ones of seed 2."""
+    card = ModelCard(
+        model=SHAPE, latent_scale=0.5, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash=HASH,
+        train_steps=7, images_seen=7, ema_decay=0.9,
+    )  # fmt: skip
+    write_model(tmp_path / "model", card, randomised(SHAPE, 1).state_dict(), randomised(SHAPE, 2).state_dict())
+    return location(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("weights", "file"), [("ema", EMA_WEIGHTS), ("raw", WEIGHTS)])
+def test_first_step_finds_the_chosen_weights(weights, file, folder):
+    start = Start(folder, weights)
+    start.check(SHAPE, HASH)
+    found, written = initial_model(SHAPE, 3, start).state_dict(), load((folder / file).read_bytes())
+    assert found.keys() == written.keys()
+    assert all(torch.equal(found[name], written[name]) for name in found)
+    assert all(parameter.requires_grad for parameter in initial_model(SHAPE, 3, start).parameters())
+
+
+def test_other_classes_have_a_new_embedding_and_everything_else_is_kept(folder):
+    shape, start = replace(SHAPE, num_classes=9), Start(folder, "ema")
+    start.check(shape, HASH)
+    found, fresh = initial_model(shape, 3, start).state_dict(), new_model(shape, 3).state_dict()
+    written = load((folder / EMA_WEIGHTS).read_bytes())
+    assert torch.equal(found.pop("class_emb.weight"), fresh["class_emb.weight"])
+    assert all(torch.equal(found[name], written[name]) for name in found)
+    assert "9 classes instead of 5" in start.told(shape)
+    assert "embedding" not in start.told(SHAPE)
+
+
+def other_heads():
+    return replace(SHAPE, trunk=replace(SHAPE.trunk, decoder_heads=2))
+
+
+def wider():
+    return replace(SHAPE, trunk=replace(SHAPE.trunk, encoder_width=64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokenizer", "named"),
+    [
+        (replace(SHAPE, latent_size=8), HASH, "latent_size is 4, the latents' 8"),
+        (replace(SHAPE, latent_channels=4), HASH, "latent_channels is 3"),
+        (replace(SHAPE, patch_size=2), HASH, "patch_size is 1"),
+        (SHAPE, "0123", "tokenizer pixels pixels, these are of 0123"),
+        (other_heads(), HASH, "--train.model.trunk.decoder-heads 4"),
+        (wider(), HASH, r"mis-shaped \(.*expected"),
+        (Architecture(trunk=SHAPE.trunk, head=replace(SHAPE.head, depth=3)).on(
+            latent_size=4, latent_channels=3, num_classes=5), HASH, r"missing \(head.net.res_blocks.2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_before_anything_runs(shape, tokenizer, named, folder):
+    with pytest.raises(InputError, match=named) as refused:
+        Start(folder, "ema").check(shape, tokenizer)
+    assert "--train.start-from" in str(refused.value)
+
+
+def test_package_without_raw_weights_and_a_torn_file_are_named(folder):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=WEIGHTS):
+        Start(folder, "raw").check(SHAPE, HASH)
+    (folder / EMA_WEIGHTS).write_bytes((folder / EMA_WEIGHTS).read_bytes()[:100])
+    with pytest.raises(InputError, match=EMA_WEIGHTS):
+        Start(folder, "ema").check(SHAPE, HASH)
+
+
+def test_training_is_identified_by_the_content_of_what_it_starts_from(folder, tmp_path):
+    def checkpoint(start_from, weights="ema"):
+        recipe = replace(emoji_32(), tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=4))
+        train = replace(recipe.train, start_from=str(start_from), start_weights=weights)
+        return Planner(replace(recipe, train=train, tune=NoSweep()), Compute(out=str(tmp_path / "out"))).plan()
+
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    random, here, there, raw = (
+        checkpoint(*of).steps["checkpoint"].fingerprint
+        for of in (("",), (folder,), (tmp_path / "elsewhere",), (folder, "raw"))
+    )
+    assert here == there
+    state = load_file(folder / EMA_WEIGHTS)
+    state["fake_latent"][0, 0] += 1
+    save_file(state, folder / EMA_WEIGHTS)
+    assert len({random, here, raw, checkpoint(folder).steps["checkpoint"].fingerprint}) == 4
+    with pytest.raises(InputError, match=r"--train\.start-from"):
+        checkpoint(folder).check(["checkpoint"], 1)
