@@ -29,7 +29,8 @@ from infra.console import Progress
 from infra.errors import InputError
 from infra.storage import location
 from tokenize_jobs.sources.crop import BadImage, decode
-from tokenize_jobs.sources.listing import LAYOUTS, Listing
+from tokenize_jobs.sources.layouts import LAYOUTS
+from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Sample, Shard
 
 PRECISION = "given"

@@ -15,22 +15,15 @@ from infra.fingerprint import where
 from infra.storage import location
 from tokenize_jobs.sources.digest import source_digest
 from tokenize_jobs.sources.flat import FLAT
-from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
-from tokenize_jobs.sources.imagenet import IMAGENET
 from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
-from tokenize_jobs.sources.parquet import PARQUET
+from tokenize_jobs.sources.layouts import SINGLE_IMAGES, layout_of
 from tokenize_jobs.sources.patterns import find_files
-from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, UNKNOWN, Layout, Shard
+from tokenize_jobs.sources.shard import UNKNOWN, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
-from tokenize_jobs.sources.webdataset import WEBDATASET
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (IMAGENET, WEBDATASET, PARQUET, FOLDER, FLAT)}
-"""In the order in which they are looked for: the first that any file is of is the source's."""
-_SINGLE_IMAGES = (FOLDER, FLAT)
-"""Layouts whose files are images themselves."""
-_MOST_IGNORED = 0.01
-"""Share of the bytes in files of other layouts that is passed over; more is a source that mixes layouts."""
+_MOST_CLASSES = 100_000
+"""Folders of larger numbers are named so, as by dates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +136,19 @@ def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
     A flat folder has none; no `classes` are the files' own. Raises InputError as `scan` does, and for other classes.
     """
     files = _find(path)
-    own, classes = ((), ()) if files.layout is FLAT else (_classes_told(files), classes)
-    labels = {name: place for place, name in enumerate(classes or own)}
+    if files.layout is FLAT:
+        return _labelled(files, (), {})
+    own = _classes_told(files)
+    if not (classes or own):
+        own = files.layout.names(files.root, list(files.infos), files.labels.name)
+    are_numbers = bool(own) and all(name.isdecimal() and int(name) < _MOST_CLASSES for name in own)
+    known = classes or (tuple(map(str, range(max(map(int, own)) + 1))) if are_numbers else own)
+    labels = {name: place for place, name in enumerate(known)}
     if strange := [name for name in own if name not in labels]:
-        labels = {name: int(name) for name in own if name.isdecimal()}
-        if len(labels) < len(own) or max(labels.values()) >= len(classes):
+        labels = {name: int(name) for name in own if are_numbers}
+        if max(labels.values(), default=len(known)) >= len(known):
             raise InputError(f"image source {files.root}: {strange[0]!r} is no class of the reference's images")
-    return _labelled(files, classes or own, labels)
+    return _labelled(files, known, labels)
 
 
 def scan_images(images: ImageFiles) -> Images:
@@ -187,7 +186,7 @@ def _shards(listing: Listing) -> str:
 
 def _splits(files: _Files) -> dict[str, _Files]:
     """Return the splits that hold images in the layout: a folder without class folders does not, unless all are so."""
-    found = find_splits(list(files.infos), by_name=files.layout not in _SINGLE_IMAGES)
+    found = find_splits(list(files.infos), by_name=files.layout not in SINGLE_IMAGES)
     for layout in (files.layout, FLAT):
         splits = {name: files.split(split, layout) for name, split in found.items()}
         if splits := {name: split for name, split in splits.items() if split.infos}:
@@ -217,25 +216,8 @@ def _find(path: str, labels: Labels = OWN_LABELS) -> _Files:
         raise
     except Exception as error:  # noqa: BLE001  fsspec filesystems raise their own exceptions
         raise InputError(f"image source {path}: cannot be read ({type(error).__name__}: {error})") from None
-    for layout in LAYOUTS.values():
-        if infos := {name: info for name, info in found.items() if layout.takes(name)}:
-            _refuse_mixed(root, layout, infos, found)
-            return _Files(root, layout, infos, labels)
-    raise InputError(f"image source {root}: holds no .tar, no .parquet and no images ({', '.join(IMAGE_SUFFIXES)}).")
-
-
-def _refuse_mixed(root: UPath, layout: Layout, taken: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise InputError where files that would be passed over are too many to be there by chance."""
-    tars = (IMAGENET, WEBDATASET)  # beside the training images the other downloads may lie
-    others = [other for other in LAYOUTS.values() if other is not layout and not {other, layout} <= {*tars}]
-    left = [name for name in found if name not in taken and any(other.takes(name) for other in others)]
-    ignored = sum(int(found[name]["size"] or 0) for name in left)
-    if ignored > _MOST_IGNORED * sum(int(info["size"] or 0) for info in taken.values()):
-        raise InputError(
-            f"image source {root}: mixes layouts: {len(taken)} files are read as {layout.name}, as {min(taken)}, and "
-            f"{len(left)} others hold pictures too, as {min(left)}. Name those you mean, by a folder or a pattern "
-            "like 'DIR/*.tar'."
-        )
+    layout, infos = layout_of(root, found)
+    return _Files(root, layout, infos, labels)
 
 
 def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None = None) -> Listing:
@@ -262,7 +244,7 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
     names = _classes_told(files) or _table(above) or (files.labels.classes() if files.labels.table else ())
     if like is not None:
         more = sorted(set(names) - set(like.classes))
-        if more or (names != like.classes and names and files.layout not in _SINGLE_IMAGES):
+        if more or (names != like.classes and names and files.layout not in SINGLE_IMAGES):
             raise InputError(
                 f"image source {files.root}: its classes are not those of {like.root}, which is trained on"
                 + (f": there is no {more[0]!r}" if more else ": their order differs")
@@ -296,5 +278,5 @@ def _table(folder: UPath) -> tuple[str, ...]:
 def _digest(files: _Files, classes: Sequence[str]) -> str:
     return source_digest(
         files.root, files.infos, [files.layout.name, list(classes), *files.labels.identity()],
-        is_sampled=files.layout not in _SINGLE_IMAGES,
+        is_sampled=files.layout not in SINGLE_IMAGES,
     )  # fmt: skip

@@ -11,7 +11,8 @@ import numpy as np
 
 from infra.storage import location
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources.listing import LAYOUTS, Listing
+from tokenize_jobs.sources.layouts import LAYOUTS
+from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Sample, Shard
 
 

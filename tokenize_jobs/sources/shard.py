@@ -21,7 +21,7 @@ class Shard:
     files: tuple[str, ...]
     labels: tuple[int, ...] = ()
     span: tuple[int, int] = (0, 0)
-    """First byte and end in the file, for a shard that lies in a larger file."""
+    """First byte (or row of an array) and end in the file, for a shard that lies in a larger file."""
     sizes: tuple[int, ...] = ()
     """Bytes of each file when the source was listed."""
 
