@@ -46,21 +46,28 @@ def unhurried() -> Iterator[None]:
         os.environ.update({} if before is None else {_TIMEOUT: before})
 
 
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Raise InputError, of one line, for what the store at `uri` refuses, and when it is away for minutes."""
+    try:
+        yield
+    except MlflowException as error:
+        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:300]}") from None
+
+
 class Tracker:
     """One experiment of one MLflow store."""
 
     def __init__(self, uri: str, root: UPath, experiment: str = "mar-pipeline") -> None:
         check_tracking(uri)
         self.uri, self._last_steps = uri, dict[str, int]()
-        try:
+        with answering(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             location = f"{root}/mlartifacts" if uri.startswith("sqlite") else None
             self.experiment = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )
-        except MlflowException as error:
-            raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from None
 
     def find(self, fingerprint: str, parent: str | None = None) -> Any | None:  # noqa: ANN401
         """Return the newest run with this fingerprint below this parent, or None."""

@@ -23,7 +23,7 @@ from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint, flatten
 from infra.storage import write_json
-from infra.tracking import Tracker, unhurried
+from infra.tracking import Tracker, answering, unhurried
 from pipeline.promotion import (
     CHALLENGER,
     CHAMPION,
@@ -77,10 +77,8 @@ def register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult:
     conditions; otherwise challenger. Raises RuntimeError when what was logged does not sample, InputError when the
     registry fails: the next run goes on from there.
     """
-    try:
+    with answering(uri):
         return _register(candidate, uri, root)
-    except MlflowException as error:
-        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from None
 
 
 def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult:

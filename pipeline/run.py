@@ -4,11 +4,12 @@ import contextlib
 import importlib
 import threading
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.artifact import Artifact, Step, git_commit
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
-from infra.console import stage
+from infra.console import complain, stage
+from infra.errors import InputError
 from infra.storage import require_writable
 from pipeline.links import Pages, links
 from pipeline.measuring import planner
@@ -16,6 +17,9 @@ from pipeline.recipes import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
 from pipeline.summary import say_links, summary
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from infra.tracking import Tracker
 
 
 def run(
@@ -54,26 +58,56 @@ def _run(
     """Make and record; returns the steps, and the run's pages."""
     # MLflow takes seconds to import, and so does a cluster to start: side by side
     threading.Thread(target=importlib.import_module, args=("infra.tracking",), daemon=True).start()
-    done: dict[str, Finished] = {}
     with _cluster_if_needed(steps, compute):
-        from infra.tracking import Tracker
+        from infra.tracking import Tracker, answering
 
         tracker = Tracker(uri, plan.root)
-        parent = tracker.open(plan.recipe.name, plan.identity)
-        tracker.params(parent, told_apart(plan.recipe))
-        tracker.json(parent, "recipe.json", steps[-1].recipe)
+        with answering(uri):
+            parent = tracker.open(plan.recipe.name, plan.identity)
+            tracker.params(parent, told_apart(plan.recipe))
+            tracker.json(parent, "recipe.json", steps[-1].recipe)
         if "checkpoint" in plan.steps:
             live.follow(tracker, parent, plan.steps["checkpoint"], git_commit(), plan.recipe.train.train_steps)
         try:
-            for step in steps:
-                done[step.name] = _made(step)
-                record_step(tracker, parent, step, done[step.name].artifact)
+            done = _made_and_recorded(steps, tracker, parent)
         except BaseException:
-            tracker.finish(parent, failed=True)
+            with contextlib.suppress(Exception):  # the store may be away too
+                tracker.finish(parent, failed=True)
             raise
-        tracker.finish(parent)
         registered = done["registration"].artifact.result if "registration" in done else None
-        return done, links(tracker, parent, registered)
+        with answering(uri):
+            tracker.finish(parent)
+            return done, links(tracker, parent, registered)
+
+
+def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> dict[str, Finished]:
+    """Make every step, whether or not it can be recorded.
+
+    Raises InputError at the end where some could not be; nothing is registered then: what is registered was recorded.
+    """
+    done: dict[str, Finished] = {}
+    left = []
+    for step in steps:
+        if left and step.name == "registration":
+            break
+        done[step.name] = _made(step)
+        if not _is_recorded(tracker, parent, step, done[step.name].artifact):
+            left.append(step.name)
+    if left:
+        raise InputError(f"made, but not recorded at {tracker.uri}: {', '.join(left)}; the same command records them")
+    return done
+
+
+def _is_recorded(tracker: "Tracker", parent: str, step: Step, artifact: Artifact) -> bool:
+    from infra.tracking import answering
+
+    try:
+        with answering(tracker.uri):
+            record_step(tracker, parent, step, artifact)
+    except InputError as error:
+        complain(f"{step.name} is not recorded: {error}")
+        return False
+    return True
 
 
 def _cluster_if_needed(steps: list[Step], compute: Compute) -> Any:  # noqa: ANN401

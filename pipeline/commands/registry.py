@@ -41,19 +41,15 @@ def main(words: list[str]) -> None:
         raise InputError(f"mar registry {action}: takes {least} to {most} words, not {names}; `mar registry --help`")
     chosen = parse(Registry(), words[1 + len(names) :], f"mar registry {action}")
     uri = recorded_at(chosen.compute, location(chosen.compute.out))
-    from mlflow.exceptions import MlflowException
-
-    from infra.tracking import Tracker
+    from infra.tracking import Tracker, answering
     from pipeline import promotion
 
     client = Tracker(uri, location(chosen.compute.out)).client
-    try:
+    with answering(uri):
         if action == "list":
             _list(client, names)
         else:
             say(promotion.promote(client, *names) if action == "promote" else promotion.rollback(client, *names))
-    except MlflowException as error:
-        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from None
 
 
 def _list(client: "MlflowClient", names: list[str]) -> None:

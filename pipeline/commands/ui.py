@@ -54,11 +54,12 @@ def main(words: list[str]) -> int:
 
 def _say_pages(uri: str, config: UI) -> None:
     """Print the pages of the newest run."""
-    from infra.tracking import Tracker
+    from infra.tracking import Tracker, answering
 
     tracker = Tracker(uri, location(config.compute.out))
-    if run := tracker.newest():
-        say_links(links(tracker, run, port=config.port), ", newest run")
+    with answering(uri):
+        if run := tracker.newest():
+            say_links(links(tracker, run, port=config.port), ", newest run")
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

@@ -1,14 +1,18 @@
 """What goes to MLflow: each step once, at most so many points a curve, the few parameters that tell runs apart."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from mlflow import MlflowClient
 
+from infra.artifact import Step
+from infra.errors import InputError
+from infra.result import Result
 from infra.storage import location
 from infra.tracking import Tracker
 from pipeline.recipes import RECIPES, emoji_32
 from pipeline.record import MOST_POINTS, Thinned, told_apart
+from pipeline.run import _made_and_recorded
 
 
 @pytest.mark.parametrize(("steps", "every"), [(12, 2), (2000, 10), (250_000, 20), (6007, 1), (1, 1)])
@@ -48,3 +52,34 @@ def test_parameters_of_a_run_are_few_and_hold_what_was_overridden(name):
     assert len(told_apart(recipe)) < 12
     assert told_apart(replace(recipe, train=replace(recipe.train, ema_decay=0.5)))["train.ema_decay"] == 0.5
     assert "train.ema_decay" not in told_apart(emoji_32())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Result):
+    n: int = 1
+
+
+def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_is_recorded_by_the_next_run(
+    tmp_path, monkeypatch, free_port, capsys
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", location(tmp_path))
+    there, away = tracker.client, MlflowClient(f"http://127.0.0.1:{free_port()}")
+    run = tracker.open("small", "abc")
+
+    def step(name, client):
+        def make(_):
+            tracker.client = client
+            return Made()
+
+        return Step(root=location(tmp_path), name=name, label="s", config=None, inputs={}, make=make, result=Made)
+
+    steps = [step("latents", there), step("checkpoint", away), step("evaluation", there), step("registration", there)]
+    with pytest.raises(InputError, match=r"recorded at sqlite:.* checkpoint; the same command"):
+        _made_and_recorded(steps, tracker, run)
+    assert "checkpoint is not recorded" in capsys.readouterr().err
+    assert [step.find() is not None for step in steps] == [True, True, True, False]
+    done = _made_and_recorded(steps, tracker, run)
+    assert [of.was_cached for of in done.values()] == [True, True, True, False]
+    recorded = sorted(child.info.run_name for child in tracker.children(run))
+    assert recorded == sorted(step.name for step in steps)
