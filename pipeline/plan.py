@@ -70,7 +70,7 @@ class Planner:
         if isinstance(self.recipe.tune, SamplingSweep):
             self._sweep(self.recipe.tune, subject)
         elif not isinstance(self.recipe.tune, NoSweep):
-            self._training_sweep(self.recipe.tune)
+            self._training_sweep(self.recipe.tune, source)
         self._evaluation(subject)
         self._registration(tokenizer)
         return Plan(self.recipe, self.root, self.steps, tokenizer, model, self._start())
@@ -127,7 +127,8 @@ class Planner:
                 train = scan(str(path / "train"))
                 return Images(train, scan(str(path / "heldout")), train, "")
 
-            return Source({"pictures": step.fingerprint}, images.classes, listed)
+            drawn = {"pictures": step.fingerprint}
+            return Source(drawn, images.classes, listed, heldout=drawn)
         found = scan_images(images)
         stage("pictures", found.told)
         inputs, rule = {"images": found.all.digest[:16]}, found.train.heldout
@@ -223,13 +224,13 @@ class Planner:
         config = {"sweep": canonical(sweep), "base": canonical(base)}
         self._add("sweep", config, self._inputs("reference", "checkpoint"), make, SweepResult)
 
-    def _training_sweep(self, sweep: TrainingSweep) -> None:
+    def _training_sweep(self, sweep: TrainingSweep, source: Source) -> None:
         """Add a sweep whose trials are the checkpoints of this recipe with other fields."""
         planned = planned_trainings(
             self.recipe, sweep, self.steps["reference"].fingerprint,
             lambda recipe: Planner(recipe, self.compute, again=self.again).plan(),
         )  # fmt: skip
-        rule = rule_of(planned, sweep)
+        rule = rule_of(planned, sweep, is_held_out=bool(source.heldout))
         generate = replace(self.recipe.evaluate.generate, images=sweep.images, seed=sweep.seed)
         config, reference = replace(self.recipe.evaluate, generate=generate, keep="none"), self._path("reference")
 

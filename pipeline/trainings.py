@@ -17,6 +17,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.recipes import Recipe, with_fields
 from pipeline.steps import Plan
+from train.models.heads import DiffusionHead, Head
 from train.results import LOG, CheckpointResult
 from tune.config import NoSweep, TrainingSweep
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tune.halving import OnLine, Rule, Training
 
 Planned = Mapping[str, tuple[Mapping[str, object], Plan]]
-_DIFFUSION = "diffusion"
 
 
 def planned_trainings(recipe: Recipe, sweep: TrainingSweep, reference: str, plan: Callable[[Recipe], Plan]) -> Planned:
@@ -47,14 +47,19 @@ def planned_trainings(recipe: Recipe, sweep: TrainingSweep, reference: str, plan
     return planned
 
 
-def rule_of(planned: Planned, sweep: TrainingSweep) -> "Rule":
+def rule_of(planned: Planned, sweep: TrainingSweep, *, is_held_out: bool) -> "Rule":
     """Return which trainings are stopped. Raises InputError where nothing says which is better before its end."""
     from tune.halving import Rule
 
     recipes = [trial.recipe for _, trial in planned.values()]
-    kinds = {recipe.train.model.head.kind for recipe in recipes}
-    latents = {(trial.steps["latents"].fingerprint, trial.model.patch_size) for _, trial in planned.values()}
+    kinds = {(recipe.train.model.head.kind, _metric(recipe.train.model.head)) for recipe in recipes}
+    latents = {(of.steps["checkpoint"].inputs["latents"], of.model.patch_size) for _, of in planned.values()}
     steps = max(recipe.train.train_steps for recipe in recipes)
+    if sweep.reduction and not is_held_out:
+        raise InputError(
+            "--tune.reduction stops trainings by their loss on held-out images, and none are held out: give "
+            "--images.heldout-share, or take --tune.reduction 0"
+        )
     if sweep.reduction and (len(kinds) > 1 or len(latents) > 1):
         raise InputError(
             "--tune.reduction stops trainings by their loss, which says nothing across kinds of heads, or tokens of "
@@ -64,8 +69,14 @@ def rule_of(planned: Planned, sweep: TrainingSweep) -> "Rule":
         raise InputError(f"--tune.grace-steps {sweep.grace_steps}: a training has {steps} steps")
     grace = sweep.grace_steps or math.ceil(steps / max(sweep.reduction, 1) ** 2)
     grace = max(grace, *(recipe.train.checkpoint_every for recipe in recipes))  # there is no loss before
-    metric = "heldout_mse" if kinds == {_DIFFUSION} else "heldout_loss"
+    metric, *others = {metric for _, metric in kinds}
+    metric = "heldout_loss" if others else metric
     return Rule(metric, steps, grace, sweep.reduction if grace < steps else 0)
+
+
+def _metric(head: Head) -> str:
+    """Return the name, in a training's log, of what says how good it is: of two terms the mse."""
+    return "heldout_mse" if isinstance(head, DiffusionHead) and head.variance == "learned" else "heldout_loss"
 
 
 def checkpoints_of(planned: Planned) -> dict[str, str]:

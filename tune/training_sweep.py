@@ -67,12 +67,13 @@ def result_of(
     """Return what a sweep found: every planned training, in one of three ways."""
     generate = measuring.config.generate
     conditions = conditions_against(measuring.real.about, generate.images, generate.sampling.precisions)
+    said = str(rule) if any(of.curve for of in trained) else f"no training told its {rule.metric}, so none was stopped"
     stopped = [replace(of, curve=_curve(trainings[place].log, rule.metric)) for place, of in ends.stopped.items()]
     return TrainingSweepResult(
         metric=conditions.title, conditions=conditions, trials=tuple(sorted(trained, key=lambda trial: trial.fd)),
         stopped=tuple(sorted(stopped, key=lambda trial: (-trial.step, trial.value))),
         failed=tuple(_failed(trainings[place], reason) for place, reason in ends.failed.items()),
-        rule=str(rule), stopping_metric=rule.metric, timed_batch=min(generate.images, BATCH),
+        rule=said, stopping_metric=rule.metric, timed_batch=min(generate.images, BATCH),
     )  # fmt: skip
 
 

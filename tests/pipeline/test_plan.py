@@ -17,7 +17,7 @@ from tokenize_jobs.config import PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
 from tokenize_jobs.tokens import PlainLatents
-from tune.config import NoSweep
+from tune.config import HeadSweep, NoSweep
 
 
 @pytest.fixture
@@ -150,6 +150,18 @@ def test_store_that_is_given_is_trained_on_and_its_content_identifies_the_checkp
     assert one == same
     assert one["checkpoint"] != other["checkpoint"]
     assert one["reference"] == other["reference"]
+    recipe = replace(recipe, latents=stores[0], reference=emoji_32().reference)
+    swept = identities(replace(recipe, tune=HeadSweep(width=(8, 16))), images, tmp_path)
+    assert swept["checkpoint"] == one["checkpoint"]  # trials are trained on it too
+
+
+def test_sweep_that_stops_by_a_loss_that_no_training_reports_is_refused(images, tmp_path):
+    recipe = replace(imagenet_256_mar_b(), tune=HeadSweep(width=(8, 16)), reference=emoji_32().reference)
+    none_held = replace(images, heldout_path="", heldout_share=0)
+    with pytest.raises(InputError, match=r"none are held out: give --images.heldout-share, or take --tune.reduction 0"):
+        plan(recipe, none_held, tmp_path)
+    plan(replace(recipe, tune=HeadSweep(width=(8, 16), reduction=0)), none_held, tmp_path)
+    plan(recipe, replace(none_held, heldout_share=0.5), tmp_path)
 
 
 @pytest.mark.parametrize(

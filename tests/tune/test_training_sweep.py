@@ -1,5 +1,6 @@
 """The space of trainings: which fields each replaces, and what is refused before anything is trained."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from infra.cluster import Compute
 from infra.errors import InputError
 from pipeline.plan import Planner
 from pipeline.recipes import emoji_32, with_fields
+from pipeline.trainings import planned_trainings, rule_of
 from tune.config import FieldSweep, HeadSweep, NoSweep
 
 
@@ -46,6 +48,23 @@ def test_any_typed_field_is_searched():
     sweep = FieldSweep(space=("train.lr=[0.001, 0.002]", 'train.lr_schedule=["constant"]'))
     assert [with_fields(emoji_32(), of).train.lr for of in sweep.fields()] == [0.001, 0.002]
     assert {with_fields(emoji_32(), of).train.lr_schedule for of in sweep.fields()} == {"constant"}
+
+
+@pytest.mark.parametrize(
+    ("variances", "reduction", "metric"),
+    [(["learned"], 3, "heldout_mse"), (["fixed"], 3, "heldout_loss"), (["fixed", "learned"], 0, "heldout_loss")],
+)
+def test_trainings_are_told_apart_by_what_each_of_them_reports(variances, reduction, metric, tmp_path):
+    def plan(recipe):
+        return Planner(recipe, Compute(out=str(tmp_path))).plan()
+
+    space = (f"train.model.head.variance={json.dumps(variances)}", "train.model.head.width=[32, 64]")
+    sweep, reference = FieldSweep(space=space, reduction=reduction), plan(emoji_32()).steps["reference"].fingerprint
+    planned = planned_trainings(emoji_32(), sweep, reference, plan)
+    assert rule_of(planned, sweep, is_held_out=True).metric == metric
+    if len(variances) > 1:
+        with pytest.raises(InputError, match="across kinds of heads"):
+            rule_of(planned, replace(sweep, reduction=3), is_held_out=True)
 
 
 @pytest.mark.parametrize(
