@@ -9,7 +9,7 @@ _SAMPLES = tuple(
     )
 )  # fmt: skip
 _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
-_TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens")
+_TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/scales.py")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", *_TOKENIZERS, "infra/seeding.py")
 _FEATURES = (
     *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/drawn.py", "evaluate/metrics",
@@ -22,8 +22,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "tokenizer": (*_SAMPLES, *_TOKENIZERS, "tokenize_jobs/job/fit_job.py", "infra/seeding.py"),
     "latents": (
         *_SAMPLES,
-        "tokenize_jobs/tokenizers",
-        "tokenize_jobs/tokens",
+        *_TOKENIZERS,
         "tokenize_jobs/job",
         "tokenize_jobs/store/shards.py",
     ),

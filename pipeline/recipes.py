@@ -19,7 +19,7 @@ from evaluate.config import (
 from infra.errors import InputError, nearest
 from infra.fingerprint import canonical, flatten, where
 from infra.from_json import from_json
-from tokenize_jobs.config import FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
@@ -37,7 +37,9 @@ class Recipe:
     """Label of what is made; names the registered model too."""
     images: Emoji | ImageFiles = field(default_factory=ImageFiles)
     """Where the pictures come from, and which they are."""
-    tokenizer: PretrainedTokenizer | FitTokenizer | FitVQTokenizer = field(default_factory=PretrainedTokenizer)
+    tokenizer: PretrainedTokenizer | FitTokenizer | FitVQTokenizer | FitMultiScaleTokenizer = field(
+        default_factory=PretrainedTokenizer
+    )
     """What turns pictures into latents and back."""
     tokenize: Tokenize = field(default_factory=Tokenize)
     """How pictures are cropped and encoded."""

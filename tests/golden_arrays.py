@@ -57,8 +57,8 @@ def assert_sampled(ours: Tensor, recorded: Tensor) -> None:
     assert error.abs().median().item() / scale < TOLERANCE
 
 
-def formula_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+def formula_weight(name: str, shape: tuple[int, ...], salt: str = "") -> Tensor:
+    drawn = np.random.RandomState(zlib.crc32((salt + name).encode())).standard_normal(shape)
     if len(shape) > 1:
         drawn = drawn * 0.9 / np.sqrt(np.prod(shape[1:]))
     elif name.endswith(".weight"):

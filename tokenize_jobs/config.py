@@ -41,10 +41,10 @@ class TokenizerFile:
 class PretrainedTokenizer:
     """A tokenizer whose weights exist already."""
 
-    kind: Literal["kl16", "diffusers", "taef2", "vq16", "vq16-latents", "fitted", "pixels"] = "kl16"
+    kind: Literal["kl16", "diffusers", "taef2", "vq16", "vq16-latents", "var16", "fitted", "pixels"] = "kl16"
     """kl16: MAR's file; diffusers: folder of an AutoencoderKL or a VQModel; taef2: folder of the two halves; vq16:
-    latent diffusion's VQ-f16, for codes; vq16-latents: the same before quantisation; fitted: folder of one fitted
-    before; pixels: no weights."""
+    latent diffusion's VQ-f16, for codes; vq16-latents: the same before quantisation; var16: VAR's
+    vae_ch160v4096z32.pth, for codes at ten scales; fitted: folder of one fitted before; pixels: no weights."""
     path: str = where(default="")
     """File or folder of the tokenizer's weights."""
 
@@ -93,11 +93,9 @@ class FitTokenizer(Fit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitVQTokenizer(Fit):
-    """A small vector-quantizing autoencoder (VQ-VAE), fitted on the images themselves."""
+class FitQuantizing(Fit):
+    """What fitting an autoencoder that quantizes takes, at one scale or several."""
 
-    kind: Literal["fit-vq"] = "fit-vq"
-    """A small VQ-VAE, fitted on the pictures themselves: tokens are codes."""
     channels: int = 8
     """Channels of the codebook's vectors."""
     codebook_size: int = 256
@@ -112,3 +110,36 @@ class FitVQTokenizer(Fit):
         super().check(image_size)
         if self.codebook_size < 2:
             raise InputError(f"--tokenizer.codebook-size {self.codebook_size}: a codebook has at least 2 vectors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitVQTokenizer(FitQuantizing):
+    """A small vector-quantizing autoencoder (VQ-VAE), fitted on the images themselves."""
+
+    kind: Literal["fit-vq"] = "fit-vq"
+    """A small VQ-VAE, fitted on the pictures themselves: tokens are codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitMultiScaleTokenizer(FitQuantizing):
+    """A small autoencoder that quantizes what coarser scales left (VAR), fitted on the images themselves."""
+
+    kind: Literal["fit-multiscale"] = "fit-multiscale"
+    """A small autoencoder with VAR's residual quantizer: tokens are codes at several scales, coarse to fine."""
+    scales: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Side of each scale's square grid, coarse to fine; the last is the image's side over the stride."""
+    phis: int = 4
+    """Convolutions that the scales share, which refine what each adds."""
+
+    def check(self, image_size: int) -> None:
+        """Raise InputError unless the scales grow to the size of the feature map, and all fits as in a VQ-VAE."""
+        super().check(image_size)
+        side = image_size // self.stride
+        if list(self.scales) != sorted(set(self.scales)) or self.scales[:1] < (1,) or self.scales[-1] != side:
+            raise InputError(
+                f"--tokenizer.scales {' '.join(map(str, self.scales))}: sides that grow, from 1 or more to that of "
+                f"the feature map, which is {side} at --tokenize.image-size {image_size} and --tokenizer.stride "
+                f"{self.stride}"
+            )
+        if not 1 <= self.phis <= len(self.scales):
+            raise InputError(f"--tokenizer.phis {self.phis}: from 1 to the number of scales, {len(self.scales)}")

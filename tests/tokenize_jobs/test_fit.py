@@ -1,10 +1,14 @@
 """Fitting the small tokenizer: an interrupted fit goes on, on any device, with the same result and one log."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from tokenize_jobs.config import FitTokenizer, FitVQTokenizer
+from infra.errors import InputError
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer
 from tokenize_jobs.tokenizers import Geometry, geometry, load
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 from tokenize_jobs.tokenizers.pixels import from_uint8
@@ -12,6 +16,7 @@ from tokenize_jobs.tokenizers.pixels import from_uint8
 SIZES = {"stride": 2, "channels": 4, "width": 8, "depth": 1, "train_steps": 6, "batch_size": 4}
 CONFIG = FitTokenizer(**SIZES)
 VQ = FitVQTokenizer(**SIZES, codebook_size=20)
+MULTI_SCALE = FitMultiScaleTokenizer(**SIZES, codebook_size=20, scales=(1, 2, 4), phis=2)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 
 
@@ -36,7 +41,7 @@ def fit_until(out, step, monkeypatch, config=CONFIG):
     return model, steps[0]
 
 
-@pytest.mark.parametrize("config", [CONFIG, VQ], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE], ids=lambda config: config.kind)
 def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     whole, _ = fit_until(tmp_path / "whole", 0, monkeypatch, config)
     assert fit_until(tmp_path / "killed", 5, monkeypatch, config) == (None, 1)
@@ -46,7 +51,7 @@ def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(config,
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("config", [CONFIG, VQ], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE], ids=lambda config: config.kind)
 def test_fitted_tokenizer_is_read_back_as_what_its_config_says(config, tmp_path):
     model, read = fit(config, IMAGES, tmp_path, lambda *_: None), load("fitted", str(tmp_path))
     batch = from_uint8(IMAGES)
@@ -56,16 +61,30 @@ def test_fitted_tokenizer_is_read_back_as_what_its_config_says(config, tmp_path)
     assert read.encode(batch).shape[1:] == kind.shape
 
 
-def test_vq_vae_uses_its_codebook_and_learns_pictures(tmp_path):
+@pytest.mark.parametrize("kind", [FitVQTokenizer, partial(FitMultiScaleTokenizer, scales=(1, 2), phis=2)])
+def test_quantizing_tokenizer_uses_its_codebook_and_learns_pictures(kind, tmp_path):
     rows = np.random.default_rng(1).integers(0, 256, (24, 2, 2, 3)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
-    config = FitVQTokenizer(stride=4, channels=4, width=16, depth=1, codebook_size=32, train_steps=60, batch_size=8)
+    config = kind(stride=4, channels=4, width=16, depth=1, codebook_size=32, train_steps=60, batch_size=8)
     model = fit(config, rows, tmp_path, lambda *_: None)
     used = model.encode(from_uint8(rows)).unique()
     assert len(used) > 16
-    assert (
-        reconstruction_psnr(model, rows)
-        > reconstruction_psnr(fit(VQ, rows, tmp_path / "few", lambda *_: None), rows) + 3
-    )
+    few = fit(replace(config, train_steps=6), rows, tmp_path / "few", lambda *_: None)
+    assert reconstruction_psnr(model, rows) > reconstruction_psnr(few, rows) + 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"scales": (1, 2, 8)}, "--tokenizer.scales 1 2 8: .* which is 4 at --tokenize.image-size 8"),
+        ({"scales": (2, 1, 4)}, "sides that grow, from 1 or more"),
+        ({"phis": 4}, "--tokenizer.phis 4: from 1 to the number of scales, 3"),
+        ({"codebook_size": 1}, "--tokenizer.codebook-size 1: a codebook has at least 2 vectors"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(changed, fault):
+    MULTI_SCALE.check(8)
+    with pytest.raises(InputError, match=fault):
+        replace(MULTI_SCALE, **changed).check(8)
 
 
 @pytest.mark.gpu

@@ -8,9 +8,10 @@ from infra.storage import location
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
-from tokenize_jobs.tokens import Codes, GaussianLatents, PlainLatents, read_kind
+from tokenize_jobs.tokens import Codes, GaussianLatents, MultiScaleCodes, PlainLatents, read_kind
 
 KINDS = [GaussianLatents(4, 3, 2), PlainLatents(4, 3, 2), Codes(200, 3, 2), Codes(257, 3, 2), Codes(16384, 3, 2)]
+KINDS += [MultiScaleCodes(300, 8, (1, 2, 4), 4)]
 PROVENANCE = {
     "tokenizer": {"kind": "k", "weights": "w"}, "image_size": 3, "classes": ["a"],
     "source": {"format": "webdataset", "shards": 2, "digest": "d" * 64, "bytes": 1},
@@ -29,7 +30,7 @@ def stored(kind, root, values):
 
 def some(kind, count):
     random = np.random.default_rng(0)
-    if isinstance(kind, Codes):
+    if isinstance(kind, Codes | MultiScaleCodes):
         return random.integers(kind.codebook_size, size=(2, count, *kind.shape)).astype(kind.dtype)
     return random.standard_normal((2, count, *kind.shape)).astype(kind.dtype)
 
@@ -87,3 +88,13 @@ def test_collapsed_codebook_is_told(tmp_path):
     assert manifest["codebook_perplexity"] == pytest.approx(1)
     assert "collapsed: 0.3% of its 300 codes" in manifest["warning"]
     assert manifest["warning"] in describe(root)
+
+
+def test_usage_of_each_scale_is_kept_and_shown(tmp_path):
+    kind, root = MultiScaleCodes(8, 4, (1, 2), 2), location(tmp_path)
+    one, two = np.array([[3, 0, 1, 1, 2]], np.uint8), np.array([[4, 0, 1, 1, 2]], np.uint8)
+    manifest = stored(kind, root, np.concatenate([one, two] * 6).reshape(2, 6, 5))
+    assert manifest["codebook_usage"] == pytest.approx(5 / 8)
+    assert manifest["scale_usage"] == pytest.approx([2 / 8, 3 / 8])
+    assert manifest["scale_perplexity"] == pytest.approx([2, np.exp(-(0.5 * np.log(0.25) + 0.5 * np.log(0.5)))])
+    assert "1x1" in describe(root)

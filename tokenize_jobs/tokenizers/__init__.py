@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.errors import InputError
 from tokenize_jobs.config import Fit, PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, plain
+from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, multi_scale, plain
+from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
     from torch import Tensor
@@ -127,15 +128,23 @@ def _load_taef2(path: str) -> Tokenizer:
 
 def _load_fit(path: str) -> Tokenizer:
     from tokenize_jobs.tokenizers.small_kl import SmallKL
+    from tokenize_jobs.tokenizers.small_multiscale import SmallMultiScale
     from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
-    return (SmallVQ if _is_quantizing(_fitted_shape(path)) else SmallKL).read(path)
+    kinds = {"kl": SmallKL, "vq": SmallVQ, "multi-scale": SmallMultiScale}
+    return kinds[_form_of_fitted(_fitted_shape(path))].read(path)
 
 
 def _load_vq16(path: str) -> Tokenizer:
     from tokenize_jobs.tokenizers.vq import VQTokenizer, read_vq16
 
     return VQTokenizer(read_vq16(path))
+
+
+def _load_var16(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.var import read_var16
+
+    return read_var16(path)
 
 
 def _load_vq16_latents(path: str) -> Tokenizer:
@@ -177,22 +186,30 @@ def _geometry_of_fitted(path: str) -> Geometry:
     return Geometry(shape["stride"], _grid_of_fitted(shape))
 
 
-def _is_quantizing(shape: Mapping[str, Any]) -> bool:
-    return "codebook_size" in shape
+def _form_of_fitted(shape: Mapping[str, Any]) -> str:
+    """Return which of the fitted kinds has this shape."""
+    return "multi-scale" if "scales" in shape else "vq" if "codebook_size" in shape else "kl"
 
 
 def _grid_of_fitted(shape: Mapping[str, Any]) -> Grid:
-    return codes(shape["codebook_size"]) if _is_quantizing(shape) else gaussian(shape["channels"])
+    form = _form_of_fitted(shape)
+    if form == "multi-scale":
+        return multi_scale(shape["codebook_size"], shape["channels"], [shape["scales"]], shape["phis"])
+    return codes(shape["codebook_size"]) if form == "vq" else gaussian(shape["channels"])
 
 
-def _fitted_shape(path: str) -> dict[str, int]:
+_NUMBERS_OF_FITTED = {
+    "kl": ("stride", "channels"), "vq": ("stride", "channels", "codebook_size"),
+    "multi-scale": ("stride", "channels", "codebook_size", "phis"),
+}  # fmt: skip
+
+
+def _fitted_shape(path: str) -> dict[str, Any]:
     file = Path(path).expanduser() / "tokenizer.json"
     try:
         found = json.loads(file.read_text())
-        return {
-            name: int(found[name])
-            for name in ("stride", "channels", *(["codebook_size"] if _is_quantizing(found) else []))
-        }
+        shape = {name: int(found[name]) for name in _NUMBERS_OF_FITTED[_form_of_fitted(found)]}
+        return shape | ({"scales": tuple(map(int, found["scales"]))} if "scales" in found else {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 
@@ -203,6 +220,7 @@ _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "taef2": lambda _: Geometry(8, plain(32)),
     "vq16": lambda _: Geometry(16, codes(16384)),
     "vq16-latents": lambda _: Geometry(16, plain(8)),
+    "var16": lambda _: Geometry(16, multi_scale(4096, 32, PUBLISHED_SCALES, 4)),
     "fitted": _geometry_of_fitted,
     "pixels": lambda _: Geometry(1, plain(3)),
 }
@@ -213,7 +231,9 @@ _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "pixels": _load_pixels,
     "vq16": _load_vq16,
     "vq16-latents": _load_vq16_latents,
+    "var16": _load_var16,
     "fit": _load_fit,
     "fit-vq": _load_fit,
+    "fit-multiscale": _load_fit,
     "fitted": _load_fit,
 }

@@ -1,35 +1,16 @@
-"""A codebook: the nearest vector to each latent, and how one follows the latents while a tokenizer is fitted."""
+"""How a codebook follows the latents while a tokenizer is fitted."""
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-_DISTANCES_AT_ONCE = 1 << 26
+from tokenize_jobs.scales import Codebook, nearest
+
 _DEAD = 0.03
 """A code whose moving count of latents is below this share of the mean is revived."""
 
 
-def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index (B, h, w) of the nearest vector of a codebook (K, C) to each of latents (B, C, h, w).
-
-    In float32, by squared distance; the first of equals.
-    """
-    rows = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    norms = codebook.square().sum(1)
-    found = [
-        (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
-        for part in rows.split(max(1, _DISTANCES_AT_ONCE // len(codebook)))
-    ]
-    return torch.cat(found).view(len(latents), *latents.shape[2:])
-
-
-def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
-    """Return the vectors (B, C, h, w) of codes (B, h, w)."""
-    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
-
-
-class MovingCodebook(nn.Module):
+class MovingCodebook(Codebook):
     """Each vector is the moving average of the latents that it was nearest to (van den Oord et al. 2017, appendix A.1).
 
     The vectors are latents of the first batch to begin with. A code that hardly any latent chooses is dead, and takes
@@ -37,9 +18,8 @@ class MovingCodebook(nn.Module):
     """
 
     def __init__(self, codes: int, channels: int, decay: float) -> None:
-        super().__init__()
+        super().__init__(codes, channels)
         self.decay = decay
-        self.register_buffer("vectors", torch.zeros(codes, channels))
         self.register_buffer("counts", torch.zeros(codes))
 
     @torch.no_grad()

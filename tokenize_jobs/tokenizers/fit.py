@@ -18,10 +18,13 @@ from tokenize_jobs.config import Fit
 from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokenizers.small import SmallAutoencoder
 from tokenize_jobs.tokenizers.small_kl import SmallKL
+from tokenize_jobs.tokenizers.small_multiscale import SmallMultiScale
 from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
 _SAVE_EVERY = 200
-_FITTED: Mapping[str, type[SmallAutoencoder]] = {"fit": SmallKL, "fit-vq": SmallVQ}
+_FITTED: Mapping[str, type[SmallAutoencoder]] = {
+    "fit": SmallKL, "fit-vq": SmallVQ, "fit-multiscale": SmallMultiScale,
+}  # fmt: skip
 
 
 def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallAutoencoder:

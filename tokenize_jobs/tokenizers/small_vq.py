@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenize_jobs.config import FitVQTokenizer
-from tokenize_jobs.tokenizers.codebook import MovingCodebook, look_up, nearest
+from tokenize_jobs.scales import look_up, nearest
+from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.small import Shape, SmallAutoencoder
 from tokenize_jobs.tokens import codes
 

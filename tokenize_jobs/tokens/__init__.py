@@ -1,16 +1,18 @@
 """What a token is, one file a kind; nothing outside asks which one it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from infra.errors import InputError
 from tokenize_jobs.tokens.codes import Codes
 from tokenize_jobs.tokens.gaussian import GaussianLatents
 from tokenize_jobs.tokens.kind import TokenKind
+from tokenize_jobs.tokens.multiscale import MultiScaleCodes
 from tokenize_jobs.tokens.plain import PlainLatents
 
 Grid = Callable[[int], TokenKind]
 """The kind of token on a square grid, by its side."""
-_KINDS: Mapping[str, type[TokenKind]] = {"codes": Codes}
+_KINDS: Mapping[str, type[TokenKind]] = {"codes": Codes, MultiScaleCodes.name: MultiScaleCodes}
 
 
 def read_kind(described: Mapping[str, Any]) -> TokenKind:
@@ -37,3 +39,20 @@ def gaussian(channels: int) -> Grid:
 def codes(codebook_size: int) -> Grid:
     """Return the kind of codes of a codebook of so many vectors."""
     return lambda side: Codes(codebook_size, side, side)
+
+
+def multi_scale(codebook_size: int, channels: int, sets: Sequence[Sequence[int]], phis: int) -> Grid:
+    """Return the kind of codes at the scales of that set whose last is the side of the feature map."""
+
+    def grid(side: int) -> TokenKind:
+        scales = next((scales for scales in sets if scales[-1] == side), None)
+        if scales is None:
+            finest = " or ".join(str(scales[-1]) for scales in sets)
+            told = "fewer than" if side < min(scales[-1] for scales in sets) else "not"
+            raise InputError(
+                f"--tokenize.image-size: the feature map has {side} places a side, {told} the {finest} of the "
+                f"finest scale: the images must be {finest} times the tokenizer's stride"
+            )
+        return MultiScaleCodes(codebook_size, channels, tuple(scales), phis)
+
+    return grid

@@ -61,19 +61,12 @@ class Codes(TokenKind):
 
     def statistics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the share of codes in use, and the perplexity exp(entropy) of their frequencies, at most the size."""
-        shares = sums["count"] / sums["count"].sum()
-        used = shares[shares > 0]
-        return {
-            "codebook_usage": len(used) / self.codebook_size,
-            "codebook_perplexity": float(np.exp(-(used * np.log(used)).sum())),
-        }
+        usage, perplexity = spread(sums["count"])
+        return {"codebook_usage": usage, "codebook_perplexity": perplexity}
 
     def warning(self, statistics: Mapping[str, Any]) -> str:
         """Say when hardly any code is in use."""
-        usage = statistics["codebook_usage"]
-        if usage >= COLLAPSED:
-            return ""
-        return f"the codebook has collapsed: {usage:.1%} of its {self.codebook_size} codes are in use"
+        return collapse(statistics["codebook_usage"], self.codebook_size)
 
     def for_model(self) -> dict[str, Any]:
         """Return the side of the grid, and that a token is one code."""
@@ -82,3 +75,17 @@ class Codes(TokenKind):
             "latent_channels": 1,
             "tokens": {"kind": self.column, "codebook_size": self.codebook_size},
         }
+
+
+def spread(counts: np.ndarray) -> tuple[float, float]:
+    """Return the share of codes that occur, and the perplexity exp(entropy) of their frequencies."""
+    shares = counts / counts.sum()
+    used = shares[shares > 0]
+    return len(used) / len(counts), float(np.exp(-(used * np.log(used)).sum()))
+
+
+def collapse(usage: float, codebook_size: int) -> str:
+    """Say when hardly any code is in use, or nothing."""
+    if usage >= COLLAPSED:
+        return ""
+    return f"the codebook has collapsed: {usage:.1%} of its {codebook_size} codes are in use"

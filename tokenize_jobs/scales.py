@@ -1,0 +1,111 @@
+"""A feature map as a sum of codes at several scales, coarse to fine (VAR, Tian et al. 2024, section 3.2).
+
+Imports torch alone: tokenizers quantise by it, and a model reads codes by the same arithmetic.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_DISTANCES_AT_ONCE = 1 << 26
+_BLEND = 0.5
+"""Share of a phi's output that its convolution has."""
+
+
+def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index (B, h, w) of the nearest vector of a codebook (K, C) to each of latents (B, C, h, w).
+
+    In float32, by squared distance; the first of equals.
+    """
+    rows = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    norms = codebook.square().sum(1)
+    found = [
+        (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
+        for part in rows.split(max(1, _DISTANCES_AT_ONCE // len(codebook)))
+    ]
+    return torch.cat(found).view(len(latents), *latents.shape[2:])
+
+
+def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
+    """Return the vectors (B, C, h, w) of codes (B, h, w)."""
+    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
+
+
+class Codebook(nn.Module):
+    """K vectors of C numbers, which no gradient moves."""
+
+    def __init__(self, codes: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(codes, channels))
+
+
+def phi_of(scale: int, scales: int, phis: int) -> int:
+    """Return which of the phis serves a scale (0-based): the nearest of evenly spread ticks, the first of equals.
+
+    Where two are equally near, as for scales 2 and 7 of the published ten, float64's rounding decides, as it did in the
+    published code: the ticks are numpy's linspace.
+    """
+    margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    step = ((1 - margin) - margin) / max(phis - 1, 1)
+    ticks = [*(tick * step + margin for tick in range(phis - 1)), 1 - margin]
+    place = scale / max(scales - 1, 1)
+    return min(range(phis), key=lambda tick: abs(ticks[tick] - place))
+
+
+class Scales(nn.Module):
+    """The codebook that all scales share, and the phis: blends of a map with its convolution.
+
+    `sides` are those of the scales' square grids; the last is the feature map's own, S.
+    """
+
+    def __init__(self, codebook: Codebook, phis: int) -> None:
+        super().__init__()
+        channels = codebook.vectors.shape[1]
+        self.codebook = codebook
+        self.phis = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(phis))
+
+    def added(self, codes: Tensor, scale: int, sides: Sequence[int]) -> Tensor:
+        """Return what codes (B, p, p) of a scale add to the feature map: (B, C, S, S), float32 under autocast too."""
+        phi, side = self.phis[phi_of(scale, len(sides), len(self.phis))], sides[-1]
+        with torch.autocast(codes.device.type, enabled=False):
+            found = look_up(codes, self.codebook.vectors)
+            if scale < len(sides) - 1:
+                found = F.interpolate(found, size=(side, side), mode="bicubic")
+            return found * (1 - _BLEND) + phi(found) * _BLEND
+
+    def quantised(self, features: Tensor, sides: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield of each scale what is quantised (B, C, p, p), its codes (B, p, p), and what they add (B, C, S, S).
+
+        Each scale quantises what the coarser ones left of features (B, C, S, S), and sees nothing of the finer ones.
+        """
+        rest = features.float()
+        for scale, side in enumerate(sides):
+            shrunk = shrink(rest, side) if scale < len(sides) - 1 else rest
+            codes = nearest(shrunk, self.codebook.vectors)
+            added = self.added(codes, scale, sides)
+            yield shrunk, codes, added
+            rest = rest - added
+
+    def encode(self, features: Tensor, sides: Sequence[int]) -> Tensor:
+        """Return the codes (B, L) of features (B, C, S, S), coarse to fine, each scale row by row."""
+        return torch.cat([codes.flatten(1) for _, codes, _ in self.quantised(features, sides)], 1)
+
+    def partial_sums(self, codes: Tensor, sides: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the feature map (B, C, S, S) of codes (B, L) after each scale; the last is what `encode` stands for."""
+        features: Tensor | float = 0.0
+        for scale, of_scale in enumerate(split(codes, sides)):
+            features = features + self.added(of_scale, scale, sides)
+            yield features
+
+
+def split(codes: Tensor, sides: Sequence[int]) -> list[Tensor]:
+    """Return codes (B, L) as the grid (B, p, p) of each scale."""
+    parts = codes.split([side**2 for side in sides], 1)
+    return [part.unflatten(1, (side, side)) for part, side in zip(parts, sides, strict=True)]
+
+
+def shrink(features: Tensor, side: int) -> Tensor:
+    """Return features (B, C, S, S) averaged over areas: (B, C, side, side), float32 under autocast too."""
+    return F.interpolate(features.float(), size=(side, side), mode="area")
