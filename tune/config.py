@@ -184,9 +184,13 @@ class TrainingSweep:
                 raise InputError(f"--tune.{name.replace('_', '-')} {getattr(self, name)} is below 0")
         if self.reduction == 1:
             raise InputError("--tune.reduction 1 stops none: say 0 for that, or how many of which one goes on")
+        if self.images < 2:
+            raise InputError(f"--tune.images {self.images}: a distance takes at least two images")
         every = self.fields()
         if not every:
             raise InputError("--tune searches nothing: give values to try")
+        if len({json.dumps(fields) for fields in every}) < len(every):
+            raise InputError("--tune names a value twice")
         return _chosen(every, self.trials, self.seed)
 
 

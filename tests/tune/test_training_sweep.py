@@ -72,6 +72,9 @@ def test_trainings_are_told_apart_by_what_each_of_them_reports(variances, reduct
     [
         (HeadSweep(width=()), "searches nothing"),
         (FieldSweep(), "searches nothing"),
+        (HeadSweep(width=(64, 32, 64)), "names a value twice"),
+        (HeadSweep(width=(64, 0)), "head.width 0 is below 1"),
+        (HeadSweep(images=1), "at least two images"),
         (FieldSweep(space=("train.lrr=[1]",)), "no field train.lrr. Did you mean 'train.lr'"),
         (FieldSweep(space=("train.lr=0.1",)), "a list of values"),
         (FieldSweep(space=("train.lr=[]",)), "a list of values"),

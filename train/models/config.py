@@ -60,6 +60,9 @@ class Model(Architecture):
             self.trunk.check()
         except ValueError as error:
             raise ValueError(f"trunk.{error}") from None
+        for name in ("width", "depth"):
+            if getattr(self.head, name, 1) < 1:
+                raise ValueError(f"head.{name} {getattr(self.head, name)} is below 1")
         if self.head.draws != self.tokens.form:
             raise ValueError(
                 f"head.kind {self.head.kind}: this head draws {self.head.draws}, but the tokenizer makes "
