@@ -24,6 +24,7 @@ from pipeline.recipes import Recipe
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from tokenize_jobs.sources.survey import survey
 from tokenize_jobs.tokenizers import geometry
+from train.config import Train
 from train.models.config import Model
 from tune.config import SamplingSweep
 
@@ -54,12 +55,29 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
         "all known", "", _hours(sum(e.seconds or 0 for e in found.values())),
         _size(sum(e.bytes or 0 for e in found.values())), "",
     ))  # fmt: skip
-    text = table(rows, ("step", "", "hours", "bytes", "from"))
+    text = table(rows, ("step", "", "hours", "bytes", "from")) + _memory(found, recipe.train, plan.model, compute)
     try:
         plan.check([name for name, e in found.items() if e.state != "cached"], compute.train.workers)
     except InputError as error:
         return f"{text}\n\nrefused as it stands: {error}"
     return text
+
+
+def _memory(found: Mapping[str, Estimate], config: Train, model: Model | None, compute: Compute) -> str:
+    """Return what training holds on each GPU, where the recipe or a flag says how many images it takes at once."""
+    workers = compute.train.workers or (config.most_workers if config.micro_batch else 0)
+    if model is None or not workers or compute.train.gpus == 0 or "checkpoint" not in found:
+        return ""
+    if found["checkpoint"].state == "cached" or config.batch_size < workers:
+        return ""
+    from train.memory import counted  # torch takes seconds to import
+
+    images = config.images_at_once(workers)
+    whole, lean = (counted(model, config, images, recomputing=recomputing) for recomputing in (False, True))
+    return (
+        f"\n\ncheckpoint, on {workers} GPUs, {images} images at once: {whole.gib:.1f} GiB counted on each ({whole}); "
+        f"with --train.activation-checkpointing on {lean.gib:.1f}"
+    )
 
 
 def _estimated(step: Step, recipe: Recipe, model: Model | None, compute: Compute, images: int | None) -> Estimate:

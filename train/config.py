@@ -50,6 +50,9 @@ class Train:
     micro_batch: int = added(default=0)
     """Images of a micro-batch, into which the batch is cut and whose dropout has draws of its own: a worker takes
     several one after the other, which needs less memory. 0: a worker's share of the batch is one."""
+    activation_checkpointing: Literal["auto", "on", "off"] = where(default="auto")
+    """Compute each block again in the backward pass, instead of keeping what is in it: on, off, or where a GPU's memory
+    is too small for a micro-batch without it (auto)."""
     checkpoint_every: int = where(default=1000)
     """Steps between checkpoints: what a killed run loses at most."""
     log_every: int = where(default=20)
@@ -61,6 +64,10 @@ class Train:
 
         chosen = canonical(self.model, identity=False)
         return from_json(json.dumps(chosen | kind.for_model() | {"num_classes": num_classes}), Model, "--train.model")
+
+    def images_at_once(self, workers: int) -> int:
+        """Return the images of a micro-batch, or of the share of one of so many workers."""
+        return self.micro_batch or self.batch_size // workers
 
     @property
     def most_workers(self) -> int:

@@ -19,6 +19,7 @@ from train.config import Train
 from train.ema import EMA
 from train.heldout_loss import HeldoutLoss
 from train.log import Log
+from train.memory import recompute_blocks
 from train.models.config import Model
 from train.optimizer import Optimization
 from train.progress import load_progress, newest_whole
@@ -57,6 +58,8 @@ class TrainJob:
     """A file: when it appears, the workers write what they have and leave."""
     begin: str = ""
     """Progress to begin with where `progress` holds none, or nothing."""
+    recomputing: bool = False
+    """Blocks are computed again in the backward pass."""
     start: Start | None = None
     """What the first step starts from in place of random weights."""
 
@@ -83,11 +86,15 @@ class _Worker:
         self.model = initial_model(job.model, config.seed, job.start).to(device)
         self.ema, self.optimization = EMA(self.model, config.ema_decay), Optimization(self.model, config)
         self.start = self._go_on()
+        if job.recomputing:  # the averages' copy has no backward pass
+            recompute_blocks(self.model)
         self.network = self.model
         if world > 1:
             # the head is used outside of the wrapped forward: its hooks work there too, if no parameter is unused
             devices = [device] if device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.model, devices, broadcast_buffers=False)
+            self.network = DistributedDataParallel(
+                self.model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         held = _held(job, self.store)
         self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
         self.watch, self.saver = Watch(config.max_skipped_steps, mean_of_all), Saver(Path(job.progress), rank)

@@ -25,6 +25,8 @@ from train.checkpoint import write_model
 from train.config import Train
 from train.log import NOT_METRICS
 from train.loop import Data, TrainJob, train_worker
+from train.memory import device_bytes, recomputes
+from train.models.config import Model
 from train.progress import newest_whole, read_progress, step_of
 from train.results import LOG, CheckpointResult
 from train.start import Start
@@ -68,7 +70,7 @@ def train(
         workers = _workers(config, compute, cluster.train)
         job = TrainJob(
             config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
-            _begin(begin, root, log), from_model,
+            _begin(begin, root, log), _recomputing(config, model, workers), from_model,
         )  # fmt: skip
         returned = _fit(job, workers, out)
     return _finished(card, out, log, root, returned)
@@ -80,6 +82,14 @@ def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
     stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
     _warn_of_bf16(config, workers)
     return workers
+
+
+def _recomputing(config: Train, model: Model, workers: Workers) -> bool:
+    """Tell whether activations are computed again. Raises InputError where a step does not fit the GPUs."""
+    recomputing = recomputes(config, model, workers.count, device_bytes(workers))
+    if recomputing and config.activation_checkpointing == "auto":
+        stage("checkpoint", "the GPU's memory is small: activations are computed again in the backward pass")
+    return recomputing
 
 
 def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict[str, Any]) -> CheckpointResult:
