@@ -9,7 +9,8 @@ from upath import UPath
 from infra.console import Progress
 from infra.result import Report, Result
 
-LOG = "metrics.jsonl"
+LOG, BEST = "metrics.jsonl", "best"
+"""Beside a trained model: its log, and the model that was best, where that is not the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class CheckpointResult(Result):
     """Terms of the loss in the last logged step."""
     images_per_second: float | None = None
     """Median over the log."""
+    best_step: int = 0
+    """Step that was best by its distance, or else by the loss on held-out images; 0 where neither was measured."""
 
     def headline(self) -> str:
         """Return the counts and the loss."""

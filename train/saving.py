@@ -12,6 +12,7 @@ import ray.train
 import torch
 from torch.utils._pytree import tree_leaves
 
+from train.best import LOSS, keep_if_best
 from train.ema import EMA
 from train.optimizer import Optimization
 from train.progress import folder_for, snapshot, write_progress
@@ -44,7 +45,7 @@ class Saver:
             self._written = threading.Event()
 
             def write(_: object, folder: str) -> ray.train.Checkpoint:
-                return self._write(state, self._root / folder)
+                return self._write(state, self._root / folder, metrics)
 
             ray.train.report(
                 dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=write,
@@ -54,7 +55,7 @@ class Saver:
             self._written.set()
         return time.monotonic() - began
 
-    def _write(self, state: dict[str, Any], folder: Path) -> ray.train.Checkpoint:
+    def _write(self, state: dict[str, Any], folder: Path, metrics: Mapping[str, float]) -> ray.train.Checkpoint:
         while True:
             try:
                 write_progress(folder, state)
@@ -63,6 +64,8 @@ class Saver:
                     raise
                 time.sleep(_TRY_AGAIN_SECONDS)
                 continue
+            if LOSS in metrics:
+                keep_if_best(self._root, folder, LOSS, metrics[LOSS])
             self._written.set()
             return ray.train.Checkpoint(str(folder), ray.train.get_context().get_storage().storage_filesystem)
 

@@ -20,6 +20,7 @@ from infra.processor import multiplies_bf16
 from infra.storage import read_json
 from tokenize_jobs.store.shards import MANIFEST
 from tokenize_jobs.tokens import read_kind
+from train.best import Best, best
 from train.card import ModelCard, read_card
 from train.checkpoint import write_model
 from train.config import Train
@@ -28,7 +29,7 @@ from train.loop import Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
 from train.progress import newest_whole, read_progress, step_of
-from train.results import LOG, CheckpointResult
+from train.results import BEST, LOG, CheckpointResult
 from train.start import Start
 
 RUN, STOP = "ray_train", "stop"
@@ -104,12 +105,26 @@ def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict
         raise RuntimeError(f"the last checkpoint below {root} is damaged: run again, which makes it again")
     progress = read_progress(folder)
     write_model(out, card, progress["model"], progress["ema"])
+    kept = _write_best(card, out, root)
     parameters = sum(tensor.numel() for tensor in progress["model"].values())
     last, rate = _last_log(log)
     return CheckpointResult(
         train_steps=card.train_steps, images_seen=card.images_seen, parameters=parameters, last=last,
         images_per_second=rate, images=returned["images"], images_held_back=returned["images_held_back"],
+        best_step=kept.step if kept else 0,
     )  # fmt: skip
+
+
+def _write_best(card: ModelCard, out: UPath, root: Path) -> Best | None:
+    """Leave the best model too, as a directory of its own, where it is not the last; returns which one it is."""
+    kept = best(root)
+    if kept is not None and kept.step != card.train_steps:
+        stage("checkpoint", f"the best by {kept.by} was step {kept.step} ({kept.value:.4g}): {out / BEST}")
+        progress, seen = read_progress(kept.folder), kept.step * card.images_seen // card.train_steps
+        write_model(
+            out / BEST, replace(card, train_steps=kept.step, images_seen=seen), progress["model"], progress["ema"]
+        )
+    return kept
 
 
 def _begin(begin: UPath | None, root: Path, log: Path) -> str:

@@ -1,0 +1,46 @@
+"""The best progress stays when the newer ones push it out."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from train.best import DISTANCE, LOSS, best, keep_if_best
+from train.progress import newest_whole, read_progress, write_progress
+
+
+def written(root, step):
+    folder = root / f"step_{step:08d}"
+    write_progress(folder, {"model": {"w": torch.full((3,), float(step))}})
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_best_is_that_of_the_smallest_number_and_outlives_what_it_was_kept_from(seed, tmp_path):
+    losses = np.random.default_rng(seed).permutation(8).astype(float)
+    for step, loss in enumerate(losses):
+        keep_if_best(tmp_path, written(tmp_path, step), LOSS, float(loss))
+        if step > 1:
+            shutil.rmtree(tmp_path / f"step_{step - 2:08d}")
+    found = best(tmp_path)
+    assert (found.step, found.value) == (losses.argmin(), 0)
+    assert read_progress(found.folder)["model"]["w"].eq(found.step).all()
+    assert len(list(found.folder.parent.iterdir())) == 1
+    assert newest_whole(tmp_path).name == "step_00000007", "the best is not taken for the newest"
+
+
+def test_distance_counts_more_than_a_loss_from_the_first_one_on(tmp_path):
+    assert keep_if_best(tmp_path, written(tmp_path, 1), LOSS, 0.1)
+    assert keep_if_best(tmp_path, written(tmp_path, 2), DISTANCE, 90.0)
+    assert not keep_if_best(tmp_path, written(tmp_path, 3), LOSS, 0.01)
+    assert not keep_if_best(tmp_path, written(tmp_path, 3), DISTANCE, 90.0)
+    assert keep_if_best(tmp_path, written(tmp_path, 4), DISTANCE, 80.0)
+    assert (best(tmp_path).step, best(tmp_path).by) == (4, DISTANCE)
+
+
+def test_kept_folder_that_is_gone_is_none_and_the_next_one_is_kept(tmp_path):
+    keep_if_best(tmp_path, written(tmp_path, 1), LOSS, 0.1)
+    shutil.rmtree(tmp_path / "best")
+    assert best(tmp_path) is None
+    assert keep_if_best(tmp_path, written(tmp_path, 2), LOSS, 0.2)

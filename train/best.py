@@ -1,0 +1,70 @@
+"""The best progress so far, kept beside the newest: by a distance where one is measured, till then by a loss.
+
+best.json              which step, by which number
+best/step_00001000     the same file as the progress that was written: kept when that is removed
+"""
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.storage import read_json, write_json
+from train.progress import PROGRESS, RECORD, step_of
+
+FOLDER, _NOTE = "best", "best.json"
+LOSS, DISTANCE = "heldout_loss", "fd"
+_BY = (LOSS, DISTANCE)
+"""The later one counts more."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """A progress, and what it is the best by: the smallest is."""
+
+    folder: Path
+    by: str
+    value: float
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return step_of(self.folder)
+
+
+def keep_if_best(root: Path, folder: Path, by: str, value: float) -> bool:
+    """Keep the progress in `folder`, below `root`, if none has a smaller number; tells whether it is kept."""
+    before = best(root)
+    if not math.isfinite(value):
+        return False
+    if before is not None and (_BY.index(before.by), -before.value) >= (_BY.index(by), -value):
+        return False
+    kept = root / FOLDER / folder.name
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in (PROGRESS, RECORD):
+        _same_file(folder / name, kept / name)
+    write_json(root / _NOTE, {"folder": folder.name, "by": by, "value": value})
+    for other in (root / FOLDER).iterdir():
+        if other != kept:
+            shutil.rmtree(other, ignore_errors=True)
+    return True
+
+
+def best(root: Path) -> Best | None:
+    """Return the best that was kept, or None."""
+    try:
+        note = read_json(root / _NOTE)
+        found = Best(root / FOLDER / note["folder"], note["by"], note["value"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if (found.folder / RECORD).exists() else None
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """Give a file a second name; where a filesystem has no such thing, copy it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
