@@ -227,6 +227,18 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DuringTraining:
+    """Small evaluations of checkpoints while their training goes on; they decide nothing of what is made."""
+
+    every: int = where(default=0)
+    """Training steps between checkpoints that are measured, on a core or GPU beside the training; 0 for none."""
+    images: int = where(default=500)
+    """Images that are drawn of a checkpoint's averaged weights, and of its raw ones."""
+    gpus: float = where(default=0.0)
+    """GPU, or part of one, that measures checkpoints; training must leave it free. 0 takes a core."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """How a checkpoint is measured."""
 
@@ -240,6 +252,8 @@ class Evaluate:
     """Generated images that are kept, as PNG in WebDataset shards: none, those of the sample grid, or all."""
     grid_columns: int = 10
     """Images of each class in the sample grid; classes beyond ten are left out."""
+    meanwhile: DuringTraining = where(default_factory=DuringTraining)
+    """What is measured of checkpoints while their training goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)

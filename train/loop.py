@@ -60,6 +60,8 @@ class TrainJob:
     """Progress to begin with where `progress` holds none, or nothing."""
     recomputing: bool = False
     """Blocks are computed again in the backward pass."""
+    measured_every: int = 0
+    """Steps between checkpoints that are measured meanwhile; 0 for none."""
     start: Start | None = None
     """What the first step starts from in place of random weights."""
 
@@ -135,10 +137,22 @@ class _Worker:
                 self.log.write(done, {**terms, **found, "lr": lr})
         if saves:
             metrics = {"step": done, **found}
-            seconds = self.saver.save(metrics, self.model, self.ema, self.optimization, last=is_last or stops)
+            seconds = self.saver.save(
+                metrics,
+                self.model,
+                self.ema,
+                self.optimization,
+                last=is_last or stops,
+                measured=self._is_measured(done),
+            )
             if self.log is not None:
                 self.log.held_up(seconds)
         return stops
+
+    def _is_measured(self, done: int) -> bool:
+        """Tell whether it is the first checkpoint since `measured_every` more steps were done."""
+        every, before = self.job.measured_every, (done - 1) // self.job.config.checkpoint_every
+        return every > 0 and done // every > before * self.job.config.checkpoint_every // every
 
     def _heldout_losses(self) -> dict[str, float]:
         if self.heldout is None:

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
-from infra.console import Progress
+from infra.console import Progress, stage
+from infra.follow import logged
 from infra.result import Report, Result
 
 LOG, BEST = "metrics.jsonl", "best"
 """Beside a trained model: its log, and the model that was best, where that is not the last."""
+EVALUATIONS, GRIDS = "evaluations.jsonl", "meanwhile"
+"""Beside a trained model: what was measured of its checkpoints meanwhile, and their sample grids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,20 @@ class CheckpointResult(Result):
     def report(self, path: UPath) -> Report:
         """Return the numbers, and the log as curves."""
         last = {f"last/{name}": value for name, value in self.last.items()}
-        return Report(metrics={**super().report(path).metrics, **last}, history=path / LOG)
+        return Report(
+            metrics={**super().report(path).metrics, **last}, history=path / LOG, curves=_curves(path / EVALUATIONS),
+            pictures={f"meanwhile/{picture.stem}": picture for picture in sorted((path / GRIDS).glob("*.png"))},
+        )  # fmt: skip
+
+
+def _curves(log: UPath) -> dict[str, list[tuple[int, float]]]:
+    """Return the numbers of a log as (step, value) points by name."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in logged(Path(str(log))):
+        for name, value in line.items():
+            if isinstance(value, float) and name != "time":
+                curves.setdefault(name, []).append((line["step"], value))
+    return curves
 
 
 class TrainingProgress:
@@ -48,9 +65,20 @@ class TrainingProgress:
         self._progress, self._heldout, self._hand_on = Progress("checkpoint", train_steps, "steps"), "", hand_on
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Take a line."""
+        """Take a line: of a step, or of what was measured of one."""
+        if "loss" not in line:
+            self._tell(line)
+            return
         if "heldout_loss" in line:
             self._heldout = f", held out {line['heldout_loss']:.3f}"
         rate = f"{line['images_per_second']:.0f} images/s"
         self._progress.update(line["step"], f", loss {line['loss']:.3f}{self._heldout}, {rate}")
+        self._hand_on(line)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        if "failed" in line:
+            stage("checkpoint", f"step {line['step']} could not be measured: {line['failed']}")
+            return
+        found = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("step", "time"))
+        stage("checkpoint", f"step {line['step']} measured: {found}")
         self._hand_on(line)

@@ -16,6 +16,7 @@ from train.best import LOSS, keep_if_best
 from train.ema import EMA
 from train.optimizer import Optimization
 from train.progress import folder_for, snapshot, write_progress
+from train.validation import asked
 
 _TRY_AGAIN_SECONDS = 10.0
 
@@ -32,9 +33,19 @@ class Saver:
         self._written.set()
 
     def save(
-        self, metrics: Mapping[str, float], model: torch.nn.Module, ema: EMA, optimization: Optimization, *, last: bool
+        self,
+        metrics: Mapping[str, float],
+        model: torch.nn.Module,
+        ema: EMA,
+        optimization: Optimization,
+        *,
+        last: bool,
+        measured: bool = False,
     ) -> float:
-        """Save what there is after step `metrics["step"]`; waits for the `last`. Returns the seconds it held up."""
+        """Save what there is after step `metrics["step"]`; waits for the `last`. Returns the seconds it held up.
+
+        What is `measured` is so by the trainer's validation, when it is written.
+        """
         began = time.monotonic()
         mode = ray.train.CheckpointUploadMode
         self._written.wait()
@@ -50,6 +61,7 @@ class Saver:
             ray.train.report(
                 dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=write,
                 checkpoint_upload_mode=mode.SYNC if last else mode.ASYNC, delete_local_checkpoint_after_upload=False,
+                validation=asked(int(metrics["step"])) if measured else False,
             )  # fmt: skip
         if not self._is_first:
             self._written.set()

@@ -29,8 +29,9 @@ from train.loop import Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
 from train.progress import newest_whole, read_progress, step_of
-from train.results import BEST, LOG, CheckpointResult
+from train.results import BEST, EVALUATIONS, LOG, CheckpointResult
 from train.start import Start
+from train.validation import Validation
 
 RUN, STOP = "ray_train", "stop"
 _MOST_FAILURES = 3  # in a row, without progress between them
@@ -45,8 +46,9 @@ def train(
     on_log: Callable[[dict[str, Any]], None],
     begin: UPath | None = None,
     start: UPath | None = None,
+    validation: Validation | None = None,
 ) -> CheckpointResult:
-    """Train on latents, leaving a model directory in `out`; `on_log` gets each logged step.
+    """Train on latents, leaving a model directory in `out`; `on_log` gets each logged step, and each `validation`.
 
     The loss on images that are held out is part of the log at each checkpoint. The first step finds the weights of the
     model `start`, whose scale the latents then have, or random ones.
@@ -67,13 +69,18 @@ def train(
         train_steps=config.train_steps, images_seen=config.train_steps * config.batch_size, ema_decay=config.ema_decay,
     )  # fmt: skip
     log, root = Path(str(out)) / LOG, Path(str(out)) / RUN
-    with connected(compute) as cluster, following(log, on_log), keeping_interrupts(), _stopping(root / STOP):
+    told = following(log, on_log), following(log.with_name(EVALUATIONS), on_log)
+    with connected(compute) as cluster, told[0], told[1], keeping_interrupts(), _stopping(root / STOP):
         workers = _workers(config, compute, cluster.train)
+        if validation is not None:
+            workers = validation.beside(workers, chosen=compute.train.cpus > 0)
         job = TrainJob(
             config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
-            _begin(begin, root, log), _recomputing(config, model, workers), from_model,
+            _begin(begin, root, log), _recomputing(config, model, workers), validation.every if validation else 0,
+            from_model,
         )  # fmt: skip
-        returned = _fit(job, workers, out)
+        measuring = validation and validation.for_ray(card, root, log.with_name(EVALUATIONS))
+        returned = _fit(job, workers, out, measuring)
     return _finished(card, out, log, root, returned)
 
 
@@ -189,7 +196,7 @@ def _say_passed_over(fault: str) -> None:
     stage("checkpoint", f"damaged checkpoint: {fault}")
 
 
-def _fit(job: TrainJob, workers: Workers, out: UPath) -> dict[str, Any]:
+def _fit(job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.ValidationConfig | None) -> dict[str, Any]:
     """Train to the end, whatever fails, as long as each few failures are followed by progress; returns what it says."""
     while True:
         begun = newest_whole(Path(job.progress), _say_passed_over)
@@ -198,7 +205,7 @@ def _fit(job: TrainJob, workers: Workers, out: UPath) -> dict[str, Any]:
         elif job.start is not None and not job.begin:
             stage("checkpoint", job.start.told(job.model))
         try:
-            return _trainer(job, workers, out).fit().return_value
+            return _trainer(job, workers, out, measuring).fit().return_value
         except ray.train.TrainingFailedError as error:
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
@@ -206,7 +213,9 @@ def _fit(job: TrainJob, workers: Workers, out: UPath) -> dict[str, Any]:
             stage("checkpoint", f"failed {_MOST_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}")
 
 
-def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.ValidationConfig | None
+) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -214,6 +223,7 @@ def _trainer(job: TrainJob, workers: Workers, out: UPath) -> ray.train.torch.Tor
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=workers.resources
         ),
+        validation_config=measuring,  # pyrefly: ignore
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,12 +14,24 @@ from infra.follow import logged
 from tests.pipeline.tiny import REPOSITORY, wait_until
 from tests.train.test_heldout_loss import half_held
 from tests.train.test_progress import flip, truncate
+from train.card import read_card
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 STEPS, EVERY = 300, 20
 
 
-def train_here(folder):
+def measure(model, step, cores):
+    """Die at one checkpoint, fail at another, and measure the others."""
+    if step == 2 * EVERY:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step == 4 * EVERY:
+        raise ValueError("no number today")
+    assert (Path(model) / "ema.safetensors").exists()
+    assert cores == 1
+    return {"fd": float(abs(step - 6 * EVERY))}
+
+
+def train_here(folder, measured=False):
     """Train on the store beside `folder`: what the processes below run."""
     from infra.cluster import Compute
     from infra.storage import location
@@ -28,6 +41,7 @@ def train_here(folder):
     from train.loop import Data
     from train.models.config import tiny
     from train.trainer import train
+    from train.validation import Validation
 
     config = Train(
         model=tiny(32, 2, 4, 64, 2), train_steps=STEPS, batch_size=16, micro_batch=4, lr=1e-3, warmup_steps=10, precision="fp32",
@@ -36,12 +50,13 @@ def train_here(folder):
     assert config.model.trunk == MODEL.trunk
     out = location(folder)
     data = Data(location(Path(folder).parent / "store"), Heldout(0.5))
-    train(config, data, out, Compute(out=str(folder)), print)
+    validation = Validation(measure, 2 * EVERY) if measured else None
+    train(config, data, out, Compute(out=str(folder)), print, validation=validation)
 
 
-def start(folder):
+def start(folder, measured=False):
     folder.mkdir(exist_ok=True)
-    code = f"from infra.cluster import quiet_environment; quiet_environment(); from tests.train.test_faults import train_here; train_here({str(folder)!r})"
+    code = f"from infra.cluster import quiet_environment; quiet_environment(); from tests.train.test_faults import train_here; train_here({str(folder)!r}, {measured})"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
@@ -112,3 +127,37 @@ def test_sigkill_of_a_worker_or_the_driver_costs_time_alone(whom, root):
     assert weights(folder) == weights(root / "straight")
     steps = [line["step"] for line in logged(folder / "metrics.jsonl")]
     assert steps == list(range(5, STEPS + 1, 5))
+
+
+def test_measurement_that_dies_costs_the_training_nothing_and_the_best_is_kept(root):
+    code, output = finish(start(root / "measured", measured=True))
+    assert code == 0, output
+    found = {line["step"]: line for line in logged(root / "measured" / "evaluations.jsonl")}
+    assert list(found) == list(range(2 * EVERY, STEPS + 1, 2 * EVERY))
+    assert "fd" not in found[2 * EVERY]
+    assert "no number today" in found[4 * EVERY]["failed"]
+    assert found[6 * EVERY]["fd"] == 0
+    best = read_card(root / "measured" / "best")
+    assert best.train_steps == 6 * EVERY
+    assert weights(root / "measured") == weights(root / "straight")
+
+
+def test_disk_that_is_full_is_waited_for(root):
+    folder = root / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        process = start(folder)
+        wait_until(
+            lambda: list(folder.glob("ray_train/step_*/progress.pt")) or process.poll() is not None, 300, "a save"
+        )
+        time.sleep(15)
+        assert process.poll() is None
+        assert not list(folder.glob("ray_train/step_*/progress.json"))
+        assert subprocess.run(["mount", "-o", "remount,size=64m", folder]).returncode == 0
+        code, output = finish(process)
+        assert code == 0, output
+        assert weights(folder) == weights(root / "straight")
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)

@@ -1,0 +1,79 @@
+"""Checkpoints measured off the training's workers, by a function handed down: no step waits, no failure counts."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from upath import UPath
+
+from infra.cluster import Workers
+from infra.errors import InputError
+from infra.follow import append
+from train.best import DISTANCE, keep_if_best
+from train.card import ModelCard
+from train.checkpoint import write_model
+from train.progress import read_progress, step_of
+
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How checkpoints are measured while the training goes on."""
+
+    measure: Callable[[str, int, int], Mapping[str, float]]
+    """(model directory, step, cores) -> numbers by name."""
+    every: int
+    """Steps between checkpoints that are measured."""
+    gpus: float = 0.0
+    """Of a GPU that the training leaves free; 0 takes a core."""
+
+    def beside(self, workers: Workers, *, chosen: bool) -> Workers:
+        """Return the workers with a core left free, unless their cores were chosen. Raises InputError where none is."""
+        if self.gpus or chosen or workers.gpus:
+            return workers
+        if workers.cpus < 2:
+            raise InputError("--evaluate.meanwhile.every measures on a core beside the training: it has one core alone")
+        return replace(workers, cpus=workers.cpus - 1)
+
+    def for_ray(self, card: ModelCard, root: Path, log: Path) -> ray.train.ValidationConfig:
+        """Return what Ray Train is told; numbers go to the file `log`, and decide which progress in `root` is best."""
+        fn = partial(_validate, validation=self, card=card, root=root, log=log)
+        return ray.train.ValidationConfig(fn, ray_remote_kwargs={"num_cpus": 0})
+
+
+def asked(step: int) -> ray.train.ValidationTaskConfig:
+    """Return what a report of a checkpoint that is measured tells Ray Train."""
+    return ray.train.ValidationTaskConfig(fn_kwargs={"step": step})
+
+
+def _validate(
+    checkpoint: ray.train.Checkpoint, step: int, validation: Validation, card: ModelCard, root: Path, log: Path
+) -> dict[str, Any]:
+    """Have a checkpoint measured by a process of its own; what fails there is told in the log, and costs nothing."""
+    folder, began = Path(checkpoint.path), time.monotonic()
+    options = {"num_cpus": 1, "num_gpus": validation.gpus, "max_retries": _ATTEMPTS - 1}
+    try:
+        measured = ray.remote(**options)(_measured).remote(validation.measure, card, folder)
+        found = dict(ray.get(measured))
+    except (RayError, OSError) as error:
+        append(log, {"step": step, "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"})
+        return {}
+    append(log, {"step": step, **found, "evaluation_seconds": time.monotonic() - began, "time": time.time()})
+    if DISTANCE in found:
+        keep_if_best(root, folder, DISTANCE, found[DISTANCE])
+    return found
+
+
+def _measured(measure: Callable[..., Mapping[str, float]], card: ModelCard, folder: Path) -> Mapping[str, float]:
+    progress, step = read_progress(folder), step_of(folder)
+    with tempfile.TemporaryDirectory() as model:
+        write_model(UPath(model), replace(card, train_steps=step), progress["model"], progress["ema"])
+        return measure(model, step, 1)
