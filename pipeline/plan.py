@@ -19,6 +19,7 @@ from infra.fingerprint import canonical
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
 from pipeline.given import as_trained_with, images_seen, model_folder
+from pipeline.meanwhile import measured_meanwhile
 from pipeline.recipes import Recipe
 from pipeline.results import RegistrationResult
 from pipeline.steps import Plan, Source, run_identity
@@ -184,7 +185,9 @@ class Planner:
             images, held = source.images().heldout, None
             if images is not None and not source.rule.share:  # a share's latents are among the others
                 held = tokenize_heldout(self.recipe.tokenize, weights, images, IMAGES, out / HELDOUT, self.compute)
-            return train(self.recipe.train, Data(latents, source.rule, held), out, self.compute, on_log, begin, start)
+            measured = measured_meanwhile(self.recipe.evaluate, weights, self.steps["reference"], out)
+            data = Data(latents, source.rule, held)
+            return train(self.recipe.train, data, out, self.compute, on_log, begin, start, measured)
 
         inputs = {**self._inputs("latents"), **source.rule.identity}
         inputs |= {"start": content_digest(start)} if start else {}

@@ -3,7 +3,7 @@
 Everything is a function of (seed, step) and the row of the global batch: the same for any number of workers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,11 +35,10 @@ class TrainingDraws:
     head: Mapping[str, Tensor]
     """What the head's loss draws, by name."""
 
-    def to(self, device: torch.device) -> "TrainingDraws":
-        """Move the tensors to a device without waiting for it."""
-        order, drop_label = (tensor.to(device, non_blocking=True) for tensor in (self.order, self.drop_label))
-        head = {name: tensor.to(device, non_blocking=True) for name, tensor in self.head.items()}
-        return TrainingDraws(order, self.num_visible, drop_label, head)
+    def each(self, change: Callable[[Tensor], Tensor]) -> "TrainingDraws":
+        """Return the draws with every tensor changed."""
+        head = {name: change(tensor) for name, tensor in self.head.items()}
+        return TrainingDraws(change(self.order), self.num_visible, change(self.drop_label), head)
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,16 @@ class StepInput:
     """Of its mean loss in the step's, on a worker; the mean over the workers is the loss of the global batch."""
 
     def to(self, device: torch.device) -> "StepInput":
-        """Move to a device without waiting for it."""
-        tokens, labels = (tensor.to(device, non_blocking=True) for tensor in (self.tokens, self.labels))
-        return replace(self, tokens=tokens, labels=labels, draws=self.draws.to(device))
+        """Move to a device; from pinned memory, without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "StepInput":
+        """Return it in memory from where a GPU copies by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "StepInput":
+        draws = self.draws.each(change)
+        return replace(self, tokens=change(self.tokens), labels=change(self.labels), draws=draws)
 
 
 def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingDraws:

@@ -53,6 +53,8 @@ class Train:
     activation_checkpointing: Literal["auto", "on", "off"] = where(default="auto")
     """Compute each block again in the backward pass, instead of keeping what is in it: on, off, or where a GPU's memory
     is too small for a micro-batch without it (auto)."""
+    compile: bool = where(default=True)
+    """Compile the trunk and the head's loss where training has GPUs."""
     checkpoint_every: int = where(default=1000)
     """Steps between checkpoints: what a killed run loses at most."""
     log_every: int = where(default=20)

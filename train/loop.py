@@ -20,9 +20,11 @@ from train.ema import EMA
 from train.heldout_loss import HeldoutLoss
 from train.log import Log
 from train.memory import recompute_blocks
+from train.models.autoregressor import compile_training
 from train.models.config import Model
 from train.optimizer import Optimization
 from train.progress import load_progress, newest_whole
+from train.rate import device_rate, operations
 from train.saving import Saver
 from train.start import Start, initial_model
 from train.step import training_step
@@ -90,6 +92,8 @@ class _Worker:
         self.start = self._go_on()
         if job.recomputing:  # the averages' copy has no backward pass
             recompute_blocks(self.model)
+        if config.compile and device.type == "cuda":  # on a processor it takes a minute and gains nothing
+            compile_training(self.model)
         self.network = self.model
         if world > 1:
             # the head is used outside of the wrapped forward: its hooks work there too, if no parameter is unused
@@ -100,7 +104,11 @@ class _Worker:
         held = _held(job, self.store)
         self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
         self.watch, self.saver = Watch(config.max_skipped_steps, mean_of_all), Saver(Path(job.progress), rank)
-        self.log = Log(Path(job.log), self.start, config.batch_size) if rank == 0 else None
+        self.log = Log(Path(job.log), self.start, config.batch_size, self._most_images()) if rank == 0 else None
+
+    def _most_images(self) -> float:
+        """Return the images a second that all workers' devices could take, as far as their multiplications go."""
+        return device_rate(self.device, self.job.config.precision) * self.world / operations(self.job.model)
 
     def _go_on(self) -> int:
         """Take the newest checkpoint that is whole; returns the number of steps done."""
@@ -122,7 +130,8 @@ class _Worker:
         return {"start": self.start, "images": len(self.store), "images_held_back": self.store.held_back}
 
     def _inputs(self, step: int) -> list[StepInput]:
-        return step_inputs(self.store, self.job.model, self.job.config, step, self.rank, self.world)
+        made = step_inputs(self.store, self.job.model, self.job.config, step, self.rank, self.world)
+        return [each.pinned() for each in made] if self.device.type == "cuda" else made
 
     def _after(self, done: int, lr: float) -> bool:
         """Log and save where it is due after this many steps; tells whether the workers were asked to leave."""

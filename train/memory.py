@@ -24,6 +24,7 @@ from infra.errors import InputError
 from train.batches import StepInput, TrainingDraws
 from train.config import Train
 from train.heldout_loss import loss_of
+from train.models.autoregressor import Autoregressor
 from train.models.build import build_model
 from train.models.config import Model
 
@@ -108,6 +109,19 @@ def recompute_blocks(model: nn.Module) -> None:
 
 def activation_bytes(model: Model, images: int, predicted: int, precision: str, *, recomputing: bool) -> int:
     """Return the bytes that a forward pass and its loss leave on a GPU for the backward pass."""
+    with fake_step(model, images, predicted, precision, recomputing=recomputing) as (network, inputs):
+        with _Alive() as alive:
+            found = loss_of(network, inputs)
+        held = alive.bytes()
+        del found  # it held the graph until here
+    return held
+
+
+@contextmanager
+def fake_step(
+    model: Model, images: int, predicted: int, precision: str, *, recomputing: bool
+) -> Iterator[tuple[Autoregressor, StepInput]]:
+    """Give a model and what a step takes, on a GPU that need not be there: operators follow shapes alone."""
     with torch.device("meta"):
         network = build_model(model).train()
     if recomputing:
@@ -115,11 +129,8 @@ def activation_bytes(model: Model, images: int, predicted: int, precision: str, 
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device=_GPU)
         inputs = _inputs(model, images, predicted)
-        with _autocast(enabled=precision == "bf16"), _FusedAttention(), _Alive() as alive:
-            found = loss_of(network, inputs)
-        held = alive.bytes()
-        del found  # it held the graph until here
-    return held
+        with _autocast(enabled=precision == "bf16"), _FusedAttention():
+            yield network, inputs
 
 
 def _inputs(model: Model, images: int, predicted: int) -> StepInput:

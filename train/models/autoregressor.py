@@ -70,3 +70,13 @@ class Autoregressor(nn.Module):
         tokens (B, L, C) hold the values of order[:start]; the others are not read.
         """
         raise NotImplementedError
+
+
+def compile_training(model: Autoregressor, **options: Any) -> None:  # noqa: ANN401
+    """Compile what a training step calls, each to one graph: the trunk, and the head's loss; options are torch's own.
+
+    The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step.
+    """
+    options = {"fullgraph": True, **options}
+    model.compile(**options)
+    model.head.loss = torch.compile(model.head.loss, **options)
