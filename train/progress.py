@@ -41,8 +41,8 @@ def write_progress(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """Return what `write_progress` wrote, on the CPU."""
-    return torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
+    """Return what `write_progress` wrote, as a map of the file: all workers of a host share what they read of it."""
+    return torch.load(folder / PROGRESS, map_location="cpu", weights_only=True, mmap=True)
 
 
 def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
