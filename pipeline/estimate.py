@@ -57,7 +57,11 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
     ))  # fmt: skip
     text = table(rows, ("step", "", "hours", "bytes", "from")) + _memory(found, recipe.train, plan.model, compute)
     try:
-        plan.check([name for name, e in found.items() if e.state != "cached"], compute.train.workers)
+        plan.check(
+            [name for name, e in found.items() if e.state != "cached"],
+            compute.train.workers,
+            compute.train.most_workers,
+        )
     except InputError as error:
         return f"{text}\n\nrefused as it stands: {error}"
     return text

@@ -36,7 +36,7 @@ def run(
     uri, steps = tracking_uri(compute, plan.root), plan.until(last)
     pending = [step.name for step in steps if not step.find()]
     if pending:
-        plan.check(pending, compute.train.workers)
+        plan.check(pending, compute.train.workers, compute.train.most_workers)
         check_tracking(uri)
     all_cached = not pending and last == "registration"
     done, pages = (_all_cached(steps), []) if all_cached else _run(plan, steps, compute, uri, live)

@@ -69,7 +69,7 @@ class Plan:
         names = list(self.steps)
         return [self.steps[name] for name in names[: names.index(last) + 1]]
 
-    def check(self, pending: Collection[str], workers: int) -> None:
+    def check(self, pending: Collection[str], workers: int, most_workers: int = 0) -> None:
         """Raise InputError for what the steps `pending` would refuse, before days of training."""
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
         if {"reference", "sweep", "evaluation", "reconstruction"} & set(pending):
@@ -80,7 +80,7 @@ class Plan:
             return
         if "checkpoint" in pending:
             recipe.train.check(self.model)
-            recipe.train.check_workers(workers)
+            recipe.train.check_workers(workers, most_workers)
             self._check_start(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)

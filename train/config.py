@@ -76,16 +76,22 @@ class Train:
         """Return how many workers the batch can keep busy."""
         return self.batch_size // max(self.micro_batch, 1)
 
-    def check_workers(self, workers: int) -> None:
-        """Raise InputError unless each of this many workers has its part of the batch."""
+    def check_workers(self, workers: int, most: int = 0) -> None:
+        """Raise InputError unless each of this many workers, or of up to `most`, has its part of the batch."""
         if self.batch_size < 1 or self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
             raise InputError(
                 f"--train.micro-batch {self.micro_batch} does not divide --train.batch-size {self.batch_size}"
             )
-        if self.micro_batch and workers > self.most_workers:
+        if most and (most < max(workers, 1) or not self.micro_batch):
             raise InputError(
-                f"--compute.train.workers {workers}: --train.batch-size {self.batch_size} is {self.most_workers} "
-                f"micro-batches of --train.micro-batch {self.micro_batch}; ask for no more workers than micro-batches"
+                f"--compute.train.most-workers {most}: no less than --compute.train.workers {workers}, and a batch in "
+                "micro-batches (--train.micro-batch), whose draws do not depend on the workers"
+            )
+        if self.micro_batch and max(workers, most) > self.most_workers:
+            raise InputError(
+                f"--compute.train.workers {max(workers, most)}: --train.batch-size {self.batch_size} is "
+                f"{self.most_workers} micro-batches of --train.micro-batch {self.micro_batch}; ask for no more workers "
+                "than micro-batches"
             )
         if not self.micro_batch and self.batch_size % max(workers, 1):
             raise InputError(

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _GIB = 1 << 30
 NOT_METRICS = (
     "step", "time", "images_per_second", "lr", "skipped", "skipped_step", "data_seconds", "checkpoint_seconds",
-    "peak_memory_gib", "mfu",
+    "peak_memory_gib", "mfu", "workers",
 )  # fmt: skip
 """Of a line of the log; all else is what the step returned, and the same on images that are held out."""
 
@@ -22,9 +22,12 @@ NOT_METRICS = (
 class Log:
     """Appends lines that tell where the time went since the one before; a full disk costs lines, not the training."""
 
-    def __init__(self, path: Path, start: int, batch_size: int, most_images_per_second: float) -> None:
+    def __init__(
+        self, path: Path, start: int, batch_size: int, most_images_per_second: float, workers: int = 1
+    ) -> None:
         """`most_images_per_second` are those of devices that did nothing but multiply: what MFU is a share of."""
         self._path, self._batch_size, self._last_step, self._most = path, batch_size, start, most_images_per_second
+        self._workers = workers
         self._since, self._waited, self._saving = time.monotonic(), 0.0, 0.0
 
     def timing(self, items: Iterable[T]) -> Iterator[T]:
@@ -51,7 +54,7 @@ class Log:
             "images_per_second": round(images / max(seconds, 1e-9), 2),
             "mfu": round(images / max(seconds, 1e-9) / self._most, 4),
             "data_seconds": round(self._waited, 3), "checkpoint_seconds": round(self._saving, 3),
-            "peak_memory_gib": round(_peak_memory() / _GIB, 3), "time": time.time(),
+            "peak_memory_gib": round(_peak_memory() / _GIB, 3), "workers": self._workers, "time": time.time(),
         }  # fmt: skip
         try:
             append(self._path, line)

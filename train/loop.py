@@ -104,7 +104,7 @@ class _Worker:
         held = _held(job, self.store)
         self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
         self.watch, self.saver = Watch(config.max_skipped_steps, mean_of_all), Saver(Path(job.progress), rank)
-        self.log = Log(Path(job.log), self.start, config.batch_size, self._most_images()) if rank == 0 else None
+        self.log = Log(Path(job.log), self.start, config.batch_size, self._most_images(), world) if rank == 0 else None
 
     def _most_images(self) -> float:
         """Return the images a second that all workers' devices could take, as far as their multiplications go."""

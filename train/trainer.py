@@ -5,7 +5,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,25 @@ from train.validation import Validation
 
 RUN, STOP = "ray_train", "stop"
 _MOST_FAILURES = 3  # in a row, without progress between them
+_LOOK_SECONDS = 30  # for nodes that have come
 _LEAVE_SECONDS = 120  # a signal to all processes at once has ended the workers too: nobody saves then
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who trains: so many workers, or as many more as the cluster holds, which may leave and come."""
+
+    fewest: Workers
+    most: int = 0
+
+    @property
+    def scaling(self) -> ray.train.ScalingConfig:
+        """What Ray Train is told."""
+        count, gpus = self.fewest.count, self.fewest.gpus > 0
+        return ray.train.ScalingConfig(
+            num_workers=(count, self.most) if self.most else count,  # pyrefly: ignore
+            use_gpu=gpus, resources_per_worker=self.fewest.resources, elastic_resize_monitor_interval_s=_LOOK_SECONDS,  # pyrefly: ignore
+        )  # fmt: skip
 
 
 def train(
@@ -61,7 +79,7 @@ def train(
     kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
     model = config.on(kind, len(classes))
     config.check(model)
-    config.check_workers(compute.train.workers)
+    config.check_workers(compute.train.workers, compute.train.most_workers)
     from_model = Start(start, config.start_weights) if start else None
     card = ModelCard(
         model=model, latent_scale=read_card(start).latent_scale if start else kind.scale(manifest), classes=classes,
@@ -80,14 +98,18 @@ def train(
             from_model,
         )  # fmt: skip
         measuring = validation and validation.for_ray(card, root, log.with_name(EVALUATIONS))
-        returned = _fit(job, workers, out, measuring)
+        returned = _fit(job, Group(workers, compute.train.most_workers), out, measuring)
     return _finished(card, out, log, root, returned)
 
 
 def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
     """Return who trains: as many as were asked for, else as many of those the cluster holds as the batch keeps busy."""
-    workers = found if compute.train.workers else replace(found, count=_busy(config, found.count))
-    stage("checkpoint", f"{workers.count} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
+    stage_of = compute.train
+    workers = found if stage_of.workers else replace(found, count=_busy(config, found.count))
+    if stage_of.most_workers and not stage_of.workers:
+        workers = replace(workers, count=1)
+    up_to = f" to {stage_of.most_workers}" * bool(stage_of.most_workers)
+    stage("checkpoint", f"{workers.count}{up_to} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")
     _warn_of_bf16(config, workers)
     return workers
 
@@ -196,7 +218,7 @@ def _say_passed_over(fault: str) -> None:
     stage("checkpoint", f"damaged checkpoint: {fault}")
 
 
-def _fit(job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.ValidationConfig | None) -> dict[str, Any]:
+def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.ValidationConfig | None) -> dict[str, Any]:
     """Train to the end, whatever fails, as long as each few failures are followed by progress; returns what it says."""
     while True:
         begun = newest_whole(Path(job.progress), _say_passed_over)
@@ -205,7 +227,7 @@ def _fit(job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.Valid
         elif job.start is not None and not job.begin:
             stage("checkpoint", job.start.told(job.model))
         try:
-            return _trainer(job, workers, out, measuring).fit().return_value
+            return _trainer(job, group, out, measuring).fit().return_value
         except ray.train.TrainingFailedError as error:
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
@@ -214,15 +236,13 @@ def _fit(job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.Valid
 
 
 def _trainer(
-    job: TrainJob, workers: Workers, out: UPath, measuring: ray.train.ValidationConfig | None
+    job: TrainJob, group: Group, out: UPath, measuring: ray.train.ValidationConfig | None
 ) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=300),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=workers.resources
-        ),
+        scaling_config=group.scaling,
         validation_config=measuring,  # pyrefly: ignore
         run_config=ray.train.RunConfig(
             name=RUN,

@@ -11,6 +11,7 @@ import ray
 
 from infra.cluster import Compute, Stage, Workers, check_held, connected, quiet_environment, usable_cores, workers_of
 from infra.errors import InputError
+from infra.stages import ElasticStage
 from tests.conftest import REPOSITORY
 
 
@@ -130,9 +131,9 @@ def test_cluster_of_several_nodes_refuses_what_no_node_holds_unless_it_may_add_o
     try:
         with connected(Compute(address=nodes.address)) as cluster:
             assert cluster.train == Workers(1, 2, 0)
-            with connected(Compute(train=Stage(workers=2))) as cluster:
+            with connected(Compute(train=ElasticStage(workers=2))) as cluster:
                 assert cluster.train == Workers(2, 2, 0)
-            too_large = Compute(train=Stage(cpus=3))  # the cluster has four cores, but on no node three
+            too_large = Compute(train=ElasticStage(cpus=3))  # the cluster has four cores, but on no node three
             with pytest.raises(InputError, match="4 cores and 0 GPUs on 2 nodes, which hold 0"), connected(too_large):
                 pass
             groups = [NodeGroupConfig(resources={"CPU": 4}, min_count=0, max_count=1, name="large")]
@@ -142,7 +143,10 @@ def test_cluster_of_several_nodes_refuses_what_no_node_holds_unless_it_may_add_o
             )
             with connected(too_large) as cluster:
                 assert cluster.train == Workers(1, 3, 0)
-            with pytest.raises(InputError, match="the 1 that may be added"), connected(Compute(train=Stage(cpus=5))):
+            with (
+                pytest.raises(InputError, match="the 1 that may be added"),
+                connected(Compute(train=ElasticStage(cpus=5))),
+            ):
                 pass
     finally:
         nodes.shutdown()

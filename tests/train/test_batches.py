@@ -126,10 +126,14 @@ def test_gradient_of_micro_batches_is_the_mean_over_the_workers_that_share_them(
         ({"micro_batch": 3}, 1, "micro-batch 3 does not divide --train.batch-size 8"),
         ({"micro_batch": -2}, 1, "micro-batch -2 does not divide"),
         ({"micro_batch": 4}, 3, "--compute.train.workers 3: .* 2 micro-batches of --train.micro-batch 4"),
+        ({"micro_batch": 4}, (3, 2), "most-workers 2: no less than --compute.train.workers 3"),
+        ({"micro_batch": 4}, (1, 3), "--compute.train.workers 3: .* 2 micro-batches"),
+        ({}, (1, 4), "most-workers 4: .*--train.micro-batch"),
         ({}, 3, "batch-size 8 is not a multiple of --compute.train.workers 3"),
     ],
 )
 def test_batch_that_cannot_be_shared_is_refused(changes, workers, said):
     with pytest.raises(InputError, match=said):
-        Train(batch_size=8, **changes).check_workers(workers)
+        Train(batch_size=8, **changes).check_workers(*(workers if isinstance(workers, tuple) else (workers,)))
+    Train(batch_size=8, micro_batch=2).check_workers(1, 4)
     Train(batch_size=8, micro_batch=2).check_workers(3)

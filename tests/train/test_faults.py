@@ -31,9 +31,10 @@ def measure(model, step, cores):
     return {"fd": float(abs(step - 6 * EVERY))}
 
 
-def train_here(folder, measured=False):
+def train_here(folder, measured=False, address="", steps=STEPS):
     """Train on the store beside `folder`: what the processes below run."""
     from infra.cluster import Compute
+    from infra.stages import ElasticStage
     from infra.storage import location
     from tests.train.test_training import MODEL
     from tokenize_jobs.sources.heldout import Heldout
@@ -44,19 +45,21 @@ def train_here(folder, measured=False):
     from train.validation import Validation
 
     config = Train(
-        model=tiny(32, 2, 4, 64, 2), train_steps=STEPS, batch_size=16, micro_batch=4, lr=1e-3, warmup_steps=10, precision="fp32",
+        model=tiny(32, 2, 4, 64, 2), train_steps=steps, batch_size=16, micro_batch=4, lr=1e-3, warmup_steps=10, precision="fp32",
         checkpoint_every=EVERY, log_every=5,
     )  # fmt: skip
     assert config.model.trunk == MODEL.trunk
     out = location(folder)
     data = Data(location(Path(folder).parent / "store"), Heldout(0.5))
     validation = Validation(measure, 2 * EVERY) if measured else None
-    train(config, data, out, Compute(out=str(folder)), print, validation=validation)
+    elastic = ElasticStage(workers=1, most_workers=2, cpus=1) if address else ElasticStage()
+    compute = Compute(out=str(folder), address=address, train=elastic)
+    train(config, data, out, compute, print, validation=validation)
 
 
-def start(folder, measured=False):
+def start(folder, *arguments):
     folder.mkdir(exist_ok=True)
-    code = f"from infra.cluster import quiet_environment; quiet_environment(); from tests.train.test_faults import train_here; train_here({str(folder)!r}, {measured})"
+    code = f"from infra.cluster import quiet_environment; quiet_environment(); from tests.train.test_faults import train_here; train_here(*{(str(folder), *arguments)!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
@@ -130,7 +133,7 @@ def test_sigkill_of_a_worker_or_the_driver_costs_time_alone(whom, root):
 
 
 def test_measurement_that_dies_costs_the_training_nothing_and_the_best_is_kept(root):
-    code, output = finish(start(root / "measured", measured=True))
+    code, output = finish(start(root / "measured", True))
     assert code == 0, output
     found = {line["step"]: line for line in logged(root / "measured" / "evaluations.jsonl")}
     assert list(found) == list(range(2 * EVERY, STEPS + 1, 2 * EVERY))
@@ -161,3 +164,47 @@ def test_disk_that_is_full_is_waited_for(root):
         assert weights(folder) == weights(root / "straight")
     finally:
         subprocess.run(["umount", "-l", folder], check=False)
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A head that only schedules, and two nodes with a core for one worker each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    yield cluster
+    cluster.shutdown()
+
+
+MANY_STEPS = 100_000
+LOSS_ROUNDING = 2e-3
+"""Relative: gradients of two workers are added in another order than those of one, for hundreds of steps."""
+
+
+def test_nodes_leave_and_come_while_training_goes_on(nodes, root):
+    folder, log = root / "elastic", root / "elastic" / "metrics.jsonl"
+    process = start(folder, False, nodes.address, MANY_STEPS)
+
+    def workers_are(count):
+        return lambda: process.poll() is not None or (logged(log) or [{"workers": 0}])[-1]["workers"] == count
+
+    try:
+        wait_until(workers_are(2), 300, "training by two")
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        wait_until(workers_are(1), 300, "training by one")
+        nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+        wait_until(workers_are(2), 300, "training by two again")
+        assert process.poll() is None
+        process.terminate()
+        code, output = finish(process)
+        assert "stopped after step" in output
+    finally:
+        process.kill()
+    undisturbed = {line["step"]: line["loss"] for line in logged(root / "straight" / "metrics.jsonl")}
+    found = {line["step"]: line["loss"] for line in logged(log)}
+    assert undisturbed.keys() <= found.keys()
+    for step, loss in undisturbed.items():
+        assert found[step] == pytest.approx(loss, rel=LOSS_ROUNDING), step
