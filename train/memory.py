@@ -6,7 +6,7 @@ backward pass needs besides, nor what the allocator loses between tensors: a dev
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +107,7 @@ def recompute_blocks(model: nn.Module) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+@lru_cache
 def activation_bytes(model: Model, images: int, predicted: int, precision: str, *, recomputing: bool) -> int:
     """Return the bytes that a forward pass and its loss leave on a GPU for the backward pass."""
     with fake_step(model, images, predicted, precision, recomputing=recomputing) as (network, inputs):

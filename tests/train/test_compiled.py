@@ -15,7 +15,7 @@ from train.step import training_step
 STEPS = 6
 MOST_GRAPHS = 6
 """Of trunk and loss: one of each for the first number of visible tokens, none, one, and for all others."""
-CASES = [("masked", "diffusion", True), ("random-causal", "flow", False), ("pixelcnn", "diffusion", False)]
+CASES = [("masked", "diffusion", True), ("random-causal", "flow", False)]
 
 
 def losses(shape, prepare):

@@ -20,6 +20,7 @@ PUBLISHED_MIB, TOKENS_MASKED = 280, 222
 """Saved activations of an image of MAR-B in bf16, dropout's masks left out: counted by another program."""
 
 
+@pytest.mark.chaos
 def test_activations_of_mar_b_are_those_that_another_program_counted():
     model = imagenet_256_mar_b().train.model
     model = replace(model, trunk=replace(model.trunk, dropout=0.0)).on(
