@@ -12,7 +12,7 @@ from train.models.autoregressor import compile_training
 from train.optimizer import Optimization
 from train.step import training_step
 
-STEPS = 6
+STEPS = 4
 MOST_GRAPHS = 6
 """Of trunk and loss: one of each for the first number of visible tokens, none, one, and for all others."""
 CASES = [("masked", "diffusion", True), ("random-causal", "flow", False)]
