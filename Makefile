@@ -33,10 +33,10 @@ check: $(VENV)/ready-dev       ## lint, format, layers, types
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 unit: $(VENV)/ready-dev        ## tests that need no cluster
-	$(BIN)/pytest -m "not ray and not e2e and not chaos and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 -m "not ray and not e2e and not chaos and not gpu"
 
-test: $(VENV)/ready-dev        ## the whole suite but `chaos`, fast tests first
-	$(BIN)/pytest -m "not chaos and not gpu"
+test: unit                     ## the whole suite but `chaos`, fast tests first
+	$(BIN)/pytest -m "(ray or e2e) and not chaos and not gpu"
 
 chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers while tokenizing; takes ten minutes and more
 	$(BIN)/pytest -m chaos

@@ -52,10 +52,11 @@ def measurable_at(word: str, compute: Compute) -> Recipe:
 
 
 def model_folder(word: str, compute: Compute) -> UPath:
-    """Return the model directory that a word names; that of models:/NAME@ALIAS is fetched. Raises InputError."""
-    if not word.startswith(REGISTERED):
-        return location(word)
-    return _fetched(word, compute)[1]
+    """Return the model directory that a word, or its record, names; models:/NAME@ALIAS is fetched. Raises InputError."""
+    if word.startswith(REGISTERED):
+        return _fetched(word, compute)[1]
+    folder = location(word)
+    return folder.parent if folder.name == RECORD else folder
 
 
 def images_seen(recipe: Recipe, given: ModelCard | None) -> Emoji | ImageFiles:

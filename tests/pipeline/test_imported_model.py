@@ -101,7 +101,7 @@ def test_image_is_edited_where_the_mask_is_white(model, mar_here, tmp_path):
     assert "go together" in done.stderr
 
 
-def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path):
+def test_imported_model_is_evaluated_and_recorded(model, mar_on_head, mar_here, tmp_path):
     directory, tokenizer = model
     real = tmp_path / "real"
     real.mkdir()
@@ -119,7 +119,7 @@ def test_imported_model_is_evaluated_and_recorded(model, mar, mar_here, tmp_path
         "--reference.features.name", "efficientnet-lite0", "--evaluate.generate.images", "12",
         "--evaluate.generate.batch-size", "6", *steps("evaluate.generate.sampling"),
     )  # fmt: skip
-    done = mar(*words)
+    done = mar_on_head(*words)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "FD (efficientnet-lite0, 12)" in done.stdout
     (record,) = (tmp_path / "out" / "artifacts" / "evaluation").rglob("artifact.json")

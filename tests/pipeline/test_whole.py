@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -16,76 +15,11 @@ from upath import UPath
 from evaluate.config import Sampling
 from infra.follow import logged
 from infra.from_json import from_json
+from tests.pipeline.conftest import ENVIRONMENT
 from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-RAY = Path(sys.executable).parent / "ray"
 STEPS = ("pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration")
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_TRACKING_URI": "",
-}  # other tests leave it
-
-
-@pytest.fixture(scope="module")
-def head(free_port):
-    """A cluster started with `ray start --head`; yields its address and that of its jobs' server."""
-    import ray
-
-    ray.shutdown()  # the session's own cluster has done its tests; two on one host contend for the agent's port
-    port, dashboard = free_port(), free_port()
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         "--num-cpus=2", "--object-store-memory=300000000", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir=/tmp/mar-{os.getpid()}"],
-        env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    jobs = f"http://127.0.0.1:{dashboard}"
-
-    def answers():
-        try:
-            return urllib.request.urlopen(f"{jobs}/api/version", timeout=2).status == 200
-        except OSError:
-            return False
-
-    try:
-        wait_until(answers, 90, "the cluster's start")
-        yield f"127.0.0.1:{port}", jobs
-    finally:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
-            if process.poll() is None:
-                os.killpg(process.pid, ending)
-                try:
-                    process.wait(timeout=15)
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-@pytest.fixture(scope="module")
-def made(head, tmp_path_factory):
-    """The output root of the tiny recipe, run by `ray job submit`, and what the job printed."""
-    out = tmp_path_factory.mktemp("out")
-
-    def submit(*words):
-        command = [
-            RAY, "job", "submit", f"--address={head[1]}", "--working-dir", ".", "--", sys.executable, "-m", "pipeline",
-        ]  # fmt: skip
-        for _ in range(30):  # the head answers before its job agent does
-            done = subprocess.run(
-                [*command, *words], cwd=REPOSITORY, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
-                timeout=500,
-            )  # fmt: skip
-            if "No available agent" not in done.stdout + done.stderr:
-                return done
-            time.sleep(2)
-        return done
-
-    submitted = submit("run", "emoji-32", *TINY, "--compute.out", str(out))
-    failed = submit("run", "x")
-    assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-2000:]
-    assert failed.returncode == 1
-    assert "unknown recipe 'x'" in failed.stdout + failed.stderr
-    return out, submitted.stdout
 
 
 def record(out, step):
@@ -196,14 +130,14 @@ def test_mlflow_holds_parent_steps_trials_pictures_dataset_and_the_model(made, t
     assert not list((out / "mlartifacts").rglob("*.pkl"))
 
 
-def test_wider_sweep_of_the_same_checkpoint_is_registered_as_a_version_of_its_own(made, mar, tmp_path):
+def test_wider_sweep_of_the_same_checkpoint_is_registered_as_a_version_of_its_own(made, mar_on_head, tmp_path):
     import mlflow
 
     out, _ = made
     shutil.copytree(out, tmp_path / "out")
     database = tmp_path / "out" / "mlflow.db"
     words = ["emoji-32", *TINY, "--tune.cfg-scale", "1.0", "6.0", "--compute.out", str(tmp_path / "out")]
-    done = mar("run", *words, "--compute.tracking-uri", f"sqlite:///{database}")
+    done = mar_on_head("run", *words, "--compute.tracking-uri", f"sqlite:///{database}")
     assert done.returncode == 0, done.stderr
     assert "checkpoint | cached" in done.stdout
     versions = mlflow.MlflowClient(f"sqlite:///{database}").search_model_versions("name = 'mar-emoji-32'")
@@ -216,7 +150,7 @@ def copy_latents(source, target):
         shutil.copytree(source / "artifacts" / step, target / "artifacts" / step)
 
 
-def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar, tmp_path):
+def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar_on_head, tmp_path):
     """The fitted tokenizer's path is not part of any identity, so copied latents are taken as they are."""
     out, _ = made
     copy_latents(out, tmp_path)
@@ -233,7 +167,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar,
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     assert not list((tmp_path / "artifacts" / "checkpoint").rglob("artifact.json"))
-    done = mar(*words, **ENVIRONMENT)
+    done = mar_on_head(*words)
     assert done.returncode == 0, done.stderr
     assert "latents | cached" in done.stdout
     for name in ("model.safetensors", "ema.safetensors"):
@@ -243,14 +177,14 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar,
     assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
 
 
-def test_trainings_run_side_by_side_on_the_cores_for_two_and_each_ends_with_a_record(head, made, mar, tmp_path):
+def test_trainings_run_side_by_side_on_the_cores_for_two_and_each_ends_with_a_record(made, mar_on_head, tmp_path):
     out, _ = made
     copy_latents(out, tmp_path)
     shutil.copytree(out / "artifacts" / "reference", tmp_path / "artifacts" / "reference")
     model = TINY[: TINY.index("--tune.temperature")]
     words = ["emoji-32", "--sweep", "head", *model, "--tune.width", "16", "24", "--tune.reduction", "0"]
     more = ["--tune.images", "24", "--compute.train.cpus", "1", "--compute.out", str(tmp_path)]
-    done = mar("tune", *words, *more, "--compute.address", head[0], **ENVIRONMENT)
+    done = mar_on_head("tune", *words, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 trainings, 2 side by side" in done.stdout
     result = record(tmp_path, "sweep")["result"]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from train.models.denoising import DenoisingHead
 from train.models.diffusion import ReverseStep, TrainingTables, q_sample, row_losses, sampling_tables
-from train.models.head import Guidance, HeadLoss, TokenHead
+from train.models.head import Guidance, HeadLoss
 from train.models.head_mlp import HeadMLP, Modulations
 from train.models.heads import DiffusionHead, HeadSampling, Solver
 from train.models.noise_schedule import TRAIN_TIMESTEPS
@@ -16,7 +17,7 @@ FIXED_FRACTION = -1.0
 """Of a fixed variance: beta~."""
 
 
-class DiffusionLoss(TokenHead):
+class DiffusionLoss(DenoisingHead):
     """Predicts the noise in a token and, unless the variance is fixed, where that lies between beta and beta~."""
 
     def __init__(self, config: DiffusionHead, channels: int, condition_width: int) -> None:
@@ -50,43 +51,15 @@ class DiffusionLoss(TokenHead):
         mse, vb = row_losses(output, x0, x_t, noise, t, self.tables)
         return mse.view(draws, rows), vb.view(draws, rows)
 
-    def sampling_draws(self, settings: HeadSampling) -> int:
-        """Return the number of steps: the initial noise, and that of each step but the last."""
-        return settings.steps
-
-    def sample(
-        self,
-        condition: Tensor,
-        noise: Tensor,
-        settings: HeadSampling,
-        null_condition: Tensor | None = None,
-        cfg_scale: float = 1.0,
-    ) -> Tensor:
-        """Draw tokens (N, C) float32 given condition (N, D).
-
-        noise (steps, N, C): the initial noise, then that of each step but the last, in order of use.
-        """
-        tables = sampling_tables(settings.steps, settings.max_timestep, condition.device)
-        times = self.net.time_embed(tables.timesteps)  # one row a step, not one a token
-        null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
-        guidance = Guidance.of(self.net.cond_embed(condition), null, cfg_scale)
-        layers = self.net.modulation_layers(len(guidance.rows))
-        x = noise[0].to(torch.float32, copy=True)  # no view: every step is then one and the same graph
-        older_x0 = torch.zeros_like(x)
-        for used, index in enumerate(reversed(range(tables.steps)), start=1):
-            fresh = noise[used % tables.steps]  # the last step gives it no weight
-            row, time = tables.rows[index], times[index : index + 1]
-            x, older_x0 = self.denoise(x, older_x0, fresh, row, time, guidance, layers, settings)
-        return x
-
-    def compile_sampling(self) -> None:
-        """Compile the denoising step: one graph serves all steps, token counts and guidance scales."""
-        self.denoise = torch.compile(self.denoise, fullgraph=True, dynamic=True)
+    def process(self, settings: HeadSampling, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the steps of the respaced process, last timestep first, each to be read as a `ReverseStep`."""
+        tables = sampling_tables(settings.steps, settings.max_timestep, device)
+        return tables.rows.flip(0), tables.timesteps.flip(0)
 
     def denoise(
         self,
         x: Tensor,
-        older_x0: Tensor,
+        older: Tensor,
         fresh: Tensor,
         row: Tensor,
         time: Tensor,
@@ -94,17 +67,14 @@ class DiffusionLoss(TokenHead):
         layers: Modulations,
         settings: HeadSampling,
     ) -> tuple[Tensor, Tensor]:
-        """Take one reverse step: x (N, C) -> x, and the x_0 that the network implied.
-
-        Which step it is, `row` and the embedded `time` (1, W) tell: tensors, so that one compiled graph serves all.
-        """
+        """Take one reverse step; the next one gets the x_0 that the network implied."""
         output = self.net(guidance.repeat(x), time, guidance.rows, layers)
         combined = guidance.combine(output, self.channels)
         predicted, fraction = combined.chunk(2, dim=-1) if self.learns_variance else (combined, FIXED_FRACTION)
         predicted, temperature = _tempered(predicted, settings)
         step = ReverseStep(*row.unbind())
         x0 = step.predicted_x0(x, predicted)
-        found = Denoised(x, x0, predicted, fraction, older_x0, temperature, fresh)
+        found = Denoised(x, x0, predicted, fraction, older, temperature, fresh)
         return SOLVERS[settings.solver](step, found), x0
 
 

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.models.head import Guidance, HeadLoss, TokenHead
+from train.models.denoising import DenoisingHead
+from train.models.head import Guidance, HeadLoss
 from train.models.head_mlp import HeadMLP, Modulations
 from train.models.heads import FlowHead, HeadSampling, Solver
 
 _TIME_SCALE = 1000  # the time embedding expects 0..1000
 
 
-class FlowLoss(TokenHead):
+class FlowLoss(DenoisingHead):
     """Predicts the velocity of a token."""
 
     def __init__(self, config: FlowHead, channels: int, condition_width: int) -> None:
@@ -37,53 +38,32 @@ class FlowLoss(TokenHead):
         mse = F.mse_loss(velocity, target - noise)
         return HeadLoss(mse, {"mse": mse.detach()})
 
-    def sampling_draws(self, settings: HeadSampling) -> int:
-        """Return the number of steps: the initial noise, and that of each step but the last."""
-        return settings.steps
+    def process(self, settings: HeadSampling, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the steps from noise to token, each to be read as a `FlowStep`.
 
-    def sample(
-        self,
-        condition: Tensor,
-        noise: Tensor,
-        settings: HeadSampling,
-        null_condition: Tensor | None = None,
-        cfg_scale: float = 1.0,
-    ) -> Tensor:
-        """Draw tokens (N, C) float32 given condition (N, D); noise (steps, N, C) in order of use.
-
-        ancestral: dx = (v + (1 - t) score) dt + sqrt(2 (1 - t)) temperature dW, the last step without noise.
         Raises ValueError for settings that only the diffusion head has.
         """
         self.config.check(settings)
-        steps = settings.steps
-        rows = flow_rows(steps, condition.device)
-        times = self.net.time_embed(rows[:, 0] * _TIME_SCALE)
-        null = self.net.cond_embed(null_condition) if null_condition is not None and cfg_scale != 1.0 else None
-        guidance = Guidance.of(self.net.cond_embed(condition), null, cfg_scale)
-        layers = self.net.modulation_layers(len(guidance.rows))
-        x = noise[0].to(torch.float32, copy=True)  # no view: every step is then one and the same graph
-        for step in range(steps):
-            fresh = noise[(step + 1) % steps]  # the last step gives it no weight
-            x = self.denoise(x, fresh, rows[step], times[step : step + 1], guidance, layers, settings)
-        return x
-
-    def compile_sampling(self) -> None:
-        """Compile the denoising step: one graph serves all steps, token counts and guidance scales."""
-        self.denoise = torch.compile(self.denoise, fullgraph=True, dynamic=True)
+        rows = flow_rows(settings.steps, device)
+        return rows, rows[:, 0] * _TIME_SCALE
 
     def denoise(
         self,
         x: Tensor,
+        older: Tensor,
         fresh: Tensor,
         row: Tensor,
         time: Tensor,
         guidance: Guidance,
         layers: Modulations,
         settings: HeadSampling,
-    ) -> Tensor:
-        """Take one step forward, x (N, C) -> x; `row` and the embedded `time` (1, W) tell which step."""
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step forward; the solvers look back at none.
+
+        ancestral: dx = (v + (1 - t) score) dt + sqrt(2 (1 - t)) temperature dW, the last step without noise.
+        """
         velocity = guidance.combine(self.net(guidance.repeat(x), time, guidance.rows, layers), self.channels)
-        return SOLVERS[settings.solver](FlowStep(*row.unbind()), x, velocity, settings.temperature * fresh)
+        return SOLVERS[settings.solver](FlowStep(*row.unbind()), x, velocity, settings.temperature * fresh), older
 
 
 class FlowStep(NamedTuple):
