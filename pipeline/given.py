@@ -52,7 +52,7 @@ def measurable_at(word: str, compute: Compute) -> Recipe:
 
 
 def model_folder(word: str, compute: Compute) -> UPath:
-    """Return the model directory that a word, or its record, names; models:/NAME@ALIAS is fetched. Raises InputError."""
+    """Return the model directory that a word or its record names; models:/NAME@ALIAS is fetched. Raises InputError."""
     if word.startswith(REGISTERED):
         return _fetched(word, compute)[1]
     folder = location(word)
