@@ -215,8 +215,12 @@ class Reference:
     """The network whose features are compared."""
     images: int = 0
     """Number of real images, evenly from the shards; 0 for all."""
+    path: str = where(default="")
+    """What is measured against, in place of the images that are trained on: images, named as in --images.path; a latent
+    store, for the images that it was made of; or ADM's .npz (arr_0 images; mu and sigma; or both)."""
     statistics: str = where(default="")
-    """File with mean and covariance (mu, sigma) in place of images, as ADM's adm_in256_stats.npz."""
+    """File with mean and covariance (mu, sigma) in place of those of the images, as ADM's adm_in256_stats.npz. Of what
+    --reference.path names, features are kept for precision, recall, kernel distance and nearest images."""
 
     @property
     def statistics_digest(self) -> str:

@@ -6,7 +6,6 @@ A file is whole or not there, and each of its arrays has a checksum: one that wa
 import io
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,9 +13,9 @@ import numpy as np
 from PIL import Image
 from upath import UPath
 
+from evaluate.arrays import UNREADABLE, packed, read_arrays
 from infra.storage import write_atomic
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 GRID_ROWS = 10
 _ARRAYS = ("features", "logits", "judged", "shown")
 _OPTIONAL = ("seconds", "labels")
@@ -58,9 +57,7 @@ def range_path(folder: UPath, span: range) -> UPath:
 
 def write_drawn(path: UPath, drawn: Drawn) -> None:
     """Write images as they are kept, atomically."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(drawn, name) for name in (*_ARRAYS, *_OPTIONAL)})
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, packed({name: getattr(drawn, name) for name in (*_ARRAYS, *_OPTIONAL)}))
 
 
 def read_range(folder: UPath, span: range) -> Drawn | None:
@@ -72,11 +69,12 @@ def read_range(folder: UPath, span: range) -> Drawn | None:
 def read_drawn(path: UPath) -> Drawn | None:
     """Return the images of a file, or None when it is not there, or not whole."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            named = {name: saved[name] for name in (*_ARRAYS, *(name for name in _OPTIONAL if name in saved))}
+        saved = read_arrays(path)
     except UNREADABLE:
         return None
-    drawn = Drawn(**named)
+    if not {*_ARRAYS} <= saved.keys() <= {*_ARRAYS, *_OPTIONAL}:  # a name that is damaged too is none of these
+        return None
+    drawn = Drawn(**saved)
     return drawn if len(drawn.features) == len(drawn.logits) else None
 
 

@@ -79,6 +79,8 @@ def finish(measured: Measured, out: UPath) -> EvaluationResult:
         write_report(findings, out)
     result = replace(result, seconds=clock.rounded())
     stage("evaluation", told(result, images))
+    if real.about.lacking:
+        stage("evaluation", real.about.lacking)
     return result
 
 

@@ -25,7 +25,7 @@ from evaluate.reference import read_reference
 from evaluate.results import GRID, EvaluationResult
 from infra.actors import actors
 from infra.cluster import Compute, connected
-from infra.console import Progress
+from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.storage import location
 from tokenize_jobs.sources.crop import BadImage, decode
@@ -80,6 +80,8 @@ def evaluate_images(
     floor = None if heldout is None else read_reference(heldout)
     if judges(config, listing):
         config.classifier.check(len(listing.classes))
+    elif config.classifier.features is not None:
+        stage("evaluation", "no class accuracy: the images have no classes")
     drawn = _measured(config, listing, real.about.features, real.about.image_size, out, compute)
     if len(drawn.features) < 2:
         raise InputError(f"{listing.root}: holds {len(drawn.features)} images; two are the least that can be measured")

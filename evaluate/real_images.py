@@ -5,7 +5,7 @@ group of shards; neither images nor features go through the driver.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from PIL import Image
 from ray.util import ActorPool
 from upath import UPath
 
+from evaluate.arrays import UNREADABLE, packed, read_arrays
 from evaluate.config import Features
 from evaluate.decoding import Decoding, Group
-from evaluate.drawn import UNREADABLE
 from evaluate.features import Extractor
 from evaluate.metrics.sets import FeatureSums
 from infra.actors import actors
@@ -52,21 +52,21 @@ class Part:
             kept = [rows[smallest] for rows in kept]
         return Part(self.sums + following.sums, *kept)
 
-    def content(self) -> bytes:
-        """Return the bytes of its file."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer, count=self.sums.count, total=self.sums.total, outer=self.sums.outer, keys=self.keys,
-            features=self.features, pictures=self.pictures,
-        )  # fmt: skip
-        return buffer.getvalue()
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what its file holds."""
+        sums = {"count": np.array(self.sums.count), "total": self.sums.total, "outer": self.sums.outer}
+        return {**sums, "keys": self.keys, "features": self.features, "pictures": self.pictures}
 
 
 def read_part(path: UPath) -> Part:
-    """Read a part. A file cut short raises one of UNREADABLE, since each of its arrays has a checksum."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        sums = FeatureSums(int(saved["count"]), saved["total"], saved["outer"])
-        return Part(sums, saved["keys"], saved["features"], saved["pictures"])
+    """Read a part. Raises one of UNREADABLE where there is none, or no whole one."""
+    return part_of(read_arrays(path))
+
+
+def part_of(saved: Mapping[str, np.ndarray]) -> Part:
+    """Return the part that is saved as these arrays."""
+    sums = FeatureSums(int(saved["count"]), saved["total"], saved["outer"])
+    return Part(sums, saved["keys"], saved["features"], saved["pictures"])
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Measurer:
         except UNREADABLE:
             part = self._measure(group)
             if part is not None:
-                write_atomic(path, part.content())
+                write_atomic(path, packed(part.arrays()))
             images = part.sums.count if part else 0
         return {"index": group.index, "images": images}
 

@@ -4,7 +4,6 @@ shards -> images uint8 (n, H, W, 3), decoded on CPU tasks -> their reconstructio
 LPIPS of each, a file for each group of shards. Latents are the mean of the posterior; nothing is drawn.
 """
 
-import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from PIL import Image
 from ray.util import ActorPool
 from upath import UPath
 
+from evaluate.arrays import UNREADABLE, packed, read_arrays
 from evaluate.config import Features, Reconstruction
 from evaluate.decoding import Decoding, Group, groups_of
-from evaluate.drawn import UNREADABLE
 from evaluate.features import Extractor
 from evaluate.finish import Clock, conditions_against
 from evaluate.measure import statistics_of
@@ -164,7 +163,7 @@ class _Measurer:
         pairs = _read(path)
         if pairs is None:
             pairs = self._measure(group)
-            write_atomic(path, _content(pairs))
+            write_atomic(path, packed({field.name: getattr(pairs, field.name) for field in fields(Pairs)}))
         return len(pairs.features)
 
     def _measure(self, group: Group) -> Pairs:
@@ -204,17 +203,11 @@ def _merged(parts: list[Pairs]) -> Pairs:
     return Pairs(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Pairs)))
 
 
-def _content(pairs: Pairs) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{field.name: getattr(pairs, field.name) for field in fields(Pairs)})
-    return buffer.getvalue()
-
-
 def _read(path: UPath) -> Pairs | None:
     """Return the pairs of a file, or None when it is not there, or not whole."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            return Pairs(**{field.name: saved[field.name] for field in fields(Pairs)})
+        saved = read_arrays(path)
+        return Pairs(**{field.name: saved[field.name] for field in fields(Pairs)})
     except UNREADABLE:
         return None
 

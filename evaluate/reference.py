@@ -3,7 +3,6 @@
 Mean and covariance of all real images' features, and the features and thumbnails of a random subset of them.
 """
 
-import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +11,18 @@ from pathlib import Path
 import numpy as np
 from upath import UPath
 
+from evaluate.arrays import UNREADABLE, packed, read_arrays
 from evaluate.config import Reference
 from evaluate.decoding import Decoding, groups_of
-from evaluate.drawn import UNREADABLE
 from evaluate.metrics.sets import FeatureSet, Statistics
-from evaluate.real_images import PARTS, Work, measured, read_part
+from evaluate.real_images import PARTS, Part, Work, measured, part_of, read_part
 from evaluate.results import ReferenceResult
 from infra.cluster import Compute, connected
-from infra.console import Progress
+from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.from_json import from_json
-from infra.storage import write_atomic, write_json
+from infra.storage import location, write_atomic, write_json
 from tokenize_jobs.sources.listing import Listing
 
 _SUMS, _ABOUT = "reference.npz", "reference.json"
@@ -43,16 +42,33 @@ class RealFeatures:
 def make_reference(
     config: Reference, listing: Listing | None, image_size: int, out: UPath, compute: Compute
 ) -> ReferenceResult:
-    """Measure real images, cropped to `image_size`, or take the statistics that `config` names; leaves files in `out`.
+    """Measure real images, cropped to `image_size`, take the statistics that `config` names, or both; fills `out`.
 
     The sums do not depend on the number of workers; an interrupted call goes on in `out`. Raises InputError when the
     extractor's weights are missing or fewer than two images can be used.
     """
     config.features.check()
-    if config.statistics_digest:
-        return _imported(config, image_size, out)
-    if listing is None:
+    digest = config.statistics_digest
+    statistics = _imported(config) if digest else {}
+    if listing is None and not statistics:
         raise InputError("a reference needs real images, or --reference.statistics")
+    part = None if listing is None else _measured(config, listing, image_size, out, compute)
+    digests = [of for of in (digest, "" if listing is None else listing.digest) if of]
+    result = ReferenceResult(
+        images=0 if statistics or part is None else part.sums.count, kept_features=len(part.keys) if part else 0,
+        digest="".join(of[: 16 // len(digests)] for of in digests), image_size=image_size, features=config.features,
+        extractor_weights=config.features.digest,
+    )  # fmt: skip
+    write_atomic(out / _SUMS, packed({**(part.arrays() if part else {}), **statistics}))
+    write_json(out / _ABOUT, canonical(result, identity=False))
+    shutil.rmtree(str(out / PARTS), ignore_errors=True)
+    if result.lacking:
+        stage("reference", result.lacking)
+    return result
+
+
+def _measured(config: Reference, listing: Listing, image_size: int, out: UPath, compute: Compute) -> Part:
+    """Return the sums and the kept features of real images. Raises InputError for fewer than two."""
     groups = groups_of(listing, config.images)
     progress, found = Progress("reference", len(groups), "groups of shards"), None
     with connected(compute) as cluster:
@@ -68,21 +84,15 @@ def make_reference(
             f"image source {listing.root}: fewer than two of its images can be used as a reference; `mar tokenize` "
             "lists what is wrong with them"
         )
-    result = ReferenceResult(
-        images=found.sums.count, digest=listing.digest[:16], image_size=image_size, features=config.features,
-        extractor_weights=config.features.digest, kept_features=len(found.keys),
-    )  # fmt: skip
-    _write(out, result, found.content())
-    shutil.rmtree(str(out / PARTS), ignore_errors=True)
-    return result
+    return found
 
 
-def _imported(config: Reference, image_size: int, out: UPath) -> ReferenceResult:
-    """Take mean and covariance from a file as ADM publishes them. Raises InputError for any other."""
+def _imported(config: Reference) -> dict[str, np.ndarray]:
+    """Return mean and covariance from a file as ADM publishes them. Raises InputError for any other."""
     path, dimension = Path(config.statistics), config.features.network.dimension
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            mean, covariance = (np.asarray(saved[name]) for name in ("mu", "sigma"))
+        saved = read_arrays(location(path), ("mu", "sigma"))
+        mean, covariance = saved["mu"], saved["sigma"]
     except UNREADABLE as error:
         raise InputError(
             f"--reference.statistics {path}: needs arrays mu and sigma, and no pickles ({error})"
@@ -94,32 +104,24 @@ def _imported(config: Reference, image_size: int, out: UPath) -> ReferenceResult
         )
     if not all(np.issubdtype(of.dtype, np.floating) and np.isfinite(of).all() for of in (mean, covariance)):
         raise InputError(f"--reference.statistics {path}: mu or sigma holds other than finite floating-point numbers")
-    result = ReferenceResult(
-        images=0, digest=config.statistics_digest, image_size=image_size, features=config.features,
-        extractor_weights=config.features.digest, kept_features=0,
-    )  # fmt: skip
-    buffer = io.BytesIO()
-    np.savez(buffer, mean=mean.astype(np.float32), covariance=covariance.astype(np.float64))
-    _write(out, result, buffer.getvalue())
-    return result
-
-
-def _write(out: UPath, result: ReferenceResult, content: bytes) -> None:
-    write_atomic(out / _SUMS, content)
-    write_json(out / _ABOUT, canonical(result, identity=False))
+    return {"mean": mean.astype(np.float32), "covariance": covariance.astype(np.float64)}
 
 
 def read_reference(folder: UPath) -> RealFeatures:
     """Read what `make_reference` left. Raises InputError naming the folder."""
     try:
         about = from_json((folder / _ABOUT).read_text(), ReferenceResult, str(folder / _ABOUT))
-        if not about.images:
-            with (folder / _SUMS).open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                return RealFeatures(about, FeatureSet(Statistics(saved["mean"], saved["covariance"])), [])
-        part = read_part(folder / _SUMS)
+        saved = read_arrays(folder / _SUMS)
+        part = part_of(saved) if about.kept_features else None
+        statistics = _statistics(part) if about.images and part else Statistics(saved["mean"], saved["covariance"])
     except UNREADABLE as error:
         raise InputError(f"reference {folder}: cannot be read ({error})") from None
-    statistics = part.sums.statistics()
-    if len(part.features) == part.sums.count:  # all were kept: the mean is torch-fidelity's, as that of samples
-        statistics = replace(statistics, mean=part.features.mean(0))
+    if part is None:
+        return RealFeatures(about, FeatureSet(statistics), [])
     return RealFeatures(about, FeatureSet(statistics, part.features), part.pictures)
+
+
+def _statistics(part: Part) -> Statistics:
+    """Return mean and covariance of all images; where all were kept the mean is torch-fidelity's, as of samples."""
+    statistics, kept = part.sums.statistics(), part.features
+    return replace(statistics, mean=kept.mean(0)) if len(kept) == part.sums.count else statistics

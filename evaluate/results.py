@@ -28,6 +28,16 @@ class ReferenceResult(Result):
     kept_features: int
     """Images whose own features are kept: a random subset."""
 
+    @property
+    def lacking(self) -> str:
+        """What no number says for want of single images, or '' where there are some."""
+        if self.kept_features:
+            return ""
+        return (
+            "no precision, recall, kernel distance and nearest images: the reference is a mean and a covariance alone. "
+            "Name images beside it: --reference IMAGES --reference.statistics FILE"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Result):

@@ -12,9 +12,9 @@ _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
 _TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/scales.py")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", *_TOKENIZERS, "infra/seeding.py")
 _FEATURES = (
-    *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/drawn.py", "evaluate/metrics",
-    "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py", "evaluate/real_images.py",
-    "evaluate/decoding.py", "infra/seeding.py",
+    *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/arrays.py", "evaluate/drawn.py",
+    "evaluate/metrics", "evaluate/intervals.py", "evaluate/conditions.py", "evaluate/reference.py",
+    "evaluate/real_images.py", "evaluate/decoding.py", "infra/seeding.py",
 )  # fmt: skip
 _MEASURING = (*_SAMPLING, *_FEATURES, "evaluate/measure.py", "evaluate/finish.py")
 CODE: dict[str, tuple[str, ...]] = {

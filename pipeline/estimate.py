@@ -195,7 +195,7 @@ def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
     for name in ("latents", "pictures"):
         if name in steps and (artifact := steps[name].find()) is not None:
             return artifact.result.images
-    if not isinstance(recipe.images, ImageFiles):
+    if not isinstance(recipe.images, ImageFiles) or not recipe.images.path:
         return None
     return survey(scan_images(recipe.images).all).images
 

@@ -1,10 +1,12 @@
 """Flags from dataclasses: the only file that imports tyro.
 
 A field that is a union of dataclasses is switched by `--FIELD.kind KIND`; what the old and the new kind both have is
-carried over. `--tokenizer KIND:PATH` is short for `--tokenizer.kind KIND --tokenizer.path PATH`.
+carried over. `--tokenizer KIND:PATH` is short for `--tokenizer.kind KIND --tokenizer.path PATH`, `--reference PATH` for
+`--reference.path PATH`.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +23,15 @@ From = Annotated[T, tyro.conf.arg(name="from")]
 """A field whose flag is `--from`, which Python keeps for itself."""
 
 
+_SHORT = re.compile(r"^--reference(?==|$)")
+
+
 def parse(default: T, words: Sequence[str], prog: str) -> T:
     """Return `default`, a dataclass, with what the flags in `words` say.
 
     Raises InputError for a kind that there is not; ends the process with code 2 for another bad flag, 0 after --help.
     """
-    chosen, rest = _kinds_chosen(words)
+    chosen, rest = _kinds_chosen([_SHORT.sub("--reference.path", word) for word in words])
     switched, used = _switched(default, "", chosen)
     unused = [word for flag, (_, typed) in chosen.items() if flag not in used for word in typed.split(" ", 1)]
     return tyro.cli(

@@ -12,7 +12,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.plan import HELDOUT, Planner
 from pipeline.recipes import Recipe
-from pipeline.steps import Plan
+from pipeline.steps import NO_IMAGES, Plan
 from tokenize_jobs import tokenizers
 from tokenize_jobs.sources.listing import ImageFiles, scan_samples
 
@@ -40,12 +40,15 @@ class ImagesPlanner(Planner):
         """Return the plan. Raises InputError for sources that are not there, or whose classes are others."""
         from evaluate.given_images import side_of  # torch takes seconds to import
 
-        images = self.recipe.images
-        if not self.recipe.reference.statistics and isinstance(images, ImageFiles) and not images.path:
-            raise InputError(f"{self.recipe.samples}: real images to measure against are needed: --images.path")
-        real = None if self.recipe.reference.statistics else self._source(None)
+        images, reference = self.recipe.images, self.recipe.reference
+        is_given = bool(reference.path or reference.statistics)
+        if not is_given and isinstance(images, ImageFiles) and not images.path:
+            raise InputError(
+                f"{self.recipe.samples}: real images to measure against are needed: --reference, or --images.path"
+            )
+        real = NO_IMAGES if is_given else self._source(None)
         numbered = images.num_classes if isinstance(images, ImageFiles) else 0
-        given = scan_samples(self.recipe.samples, real.classes if real else tuple(map(str, range(numbered))))
+        given = scan_samples(self.recipe.samples, real.classes or tuple(map(str, range(numbered))))
         self.image_size = side_of(given)
         stage("images", f"{given.format}, {len(given.classes) or 'no'} classes, {self.image_size} pixels a side")
         self._reference(real)

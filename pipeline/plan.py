@@ -21,8 +21,9 @@ from pipeline.deciding import CODE
 from pipeline.given import as_trained_with, images_seen, model_folder
 from pipeline.meanwhile import measured_meanwhile
 from pipeline.recipes import Recipe
+from pipeline.references import named_reference
 from pipeline.results import RegistrationResult
-from pipeline.steps import Plan, Source, run_identity
+from pipeline.steps import NO_IMAGES, Plan, Source, run_identity
 from pipeline.trainings import checkpoints_of, planned_trainings, rule_of, shorter, trainings_of
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Fit, TokenizerFile
@@ -56,7 +57,7 @@ class Planner:
     def plan(self) -> Plan:
         """Return the plan. Raises InputError for sources or weights that are not there."""
         given = self._given_card()
-        source = self._source(given)
+        source = NO_IMAGES if given is not None and self.recipe.reference.path else self._source(given)
         tokenizer = self._tokenizer(source, given)
         geometry = tokenizers.geometry(self.recipe.tokenizer)
         if given is not None:
@@ -132,9 +133,7 @@ class Planner:
             return Source(drawn, images.classes, listed, heldout=drawn)
         found = scan_images(images)
         stage("pictures", found.told)
-        inputs, rule = {"images": found.all.digest[:16]}, found.train.heldout
-        heldout = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
-        return Source(inputs, found.all.classes, lambda: found, rule, heldout)
+        return Source.of(found)
 
     def _tokenizer(self, source: Source, given: ModelCard | None = None) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.image_size
@@ -193,28 +192,28 @@ class Planner:
         inputs |= {"start": content_digest(start)} if start else {}
         self._add("checkpoint", self.recipe.train, inputs, make, CheckpointResult)
 
-    def _reference(self, source: Source | None) -> None:
-        """Add the reference, of a file of statistics alone without a source."""
+    def _reference(self, source: Source) -> None:
+        """Add the reference: of what the recipe names, else of its images, or of a file of statistics alone."""
         config, size = self.recipe.reference, self.image_size
+        if config.path:
+            config, source = named_reference(config)
 
         def make(out: UPath) -> ReferenceResult:
             from evaluate.reference import make_reference
             from tokenize_jobs.sources.samples import evenly
 
-            if source is None:
+            if source is NO_IMAGES:
                 return make_reference(config, None, size, out, self.compute)
             images = source.images()
             if images.heldout is not None and (not source.rule.share or len(evenly(images.heldout, size, 2)) == 2):
                 make_reference(replace(config, statistics=""), images.heldout, size, out / HELDOUT, self.compute)
-            return make_reference(config, images.train, size, out, self.compute)
+            used = None if config.statistics and not config.path else images.train
+            return make_reference(config, used, size, out, self.compute)
 
         digest = config.statistics_digest
-        inputs = {**source.inputs, **source.heldout} if source else {}
-        inputs |= {"statistics": digest} if digest else {}
-        self._add(
-            "reference", {"reference": canonical(config), "image_size": size},
-            inputs, make, ReferenceResult, label=f"{config.features.name}-{size}",
-        )  # fmt: skip
+        inputs = {**source.inputs, **source.heldout, **({"statistics": digest} if digest else {})}
+        label, identity = f"{config.features.name}-{size}", {"reference": canonical(config), "image_size": size}
+        self._add("reference", identity, inputs, make, ReferenceResult, label=label)
 
     def _sweep(self, sweep: SamplingSweep, subject: Subject) -> None:
         base, reference = self.recipe.evaluate.generate.sampling, self._path("reference")

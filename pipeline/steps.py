@@ -39,6 +39,20 @@ class Source:
     heldout: Mapping[str, str] = field(default_factory=dict)
     """Identity of the held-out images."""
 
+    @classmethod
+    def of(cls, found: Images) -> "Source":
+        """Return images that are there already."""
+        rule = found.train.heldout
+        heldout = {"heldout": found.heldout.digest[:16]} if found.heldout and not rule.share else rule.identity
+        return cls({"images": found.all.digest[:16]}, found.all.classes, lambda: found, rule, heldout)
+
+
+def _none() -> Images:
+    raise InputError("no images are given: --images.path")
+
+
+NO_IMAGES = Source({}, (), _none)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -48,6 +48,7 @@ def write_report(findings: Findings, out: UPath) -> None:
         title=f"{findings.result.metric} {findings.result.fd:.4g}",
         result=findings.result,
         rows=_rows(findings.result),
+        lacking=findings.real.about.lacking,
         time=", ".join(f"{part} {of:.1f} s" for part, of in findings.result.seconds.items()),
         conditions=_conditions(findings.result),
         grid=_text(grid.read_bytes()) if grid.exists() else "",

@@ -1,11 +1,13 @@
 """RECIPE|MODEL|IMAGES [flags]: the steps up to the evaluation, or a model or images against real ones
 
-MODEL is a model directory, a checkpoint's artifact or models:/NAME@ALIAS; IMAGES holds .tar shards or a folder of
-pictures that any code made. A tokenizer is measured alone by --reconstruction.
+MODEL is a model directory, a checkpoint's artifact or models:/NAME@ALIAS; IMAGES is a folder, .tar shards or ADM's .npz
+of pictures that any code made. --reference names real images, a latent store (for its images), or ADM's .npz of
+statistics. A tokenizer is measured alone by --reconstruction.
 
     mar evaluate ./model --tokenizer kl16:/weights/kl16.ckpt --images.path /data/train
     mar evaluate models:/mar-emoji-32@champion --evaluate.generate.images 2000
-    mar evaluate ./samples --images.path /data/train
+    mar evaluate ./samples --reference /data/train
+    mar evaluate ./samples.npz --reference /data/VIRTUAL_imagenet256_labeled.npz
     mar evaluate /data/val --reconstruction --tokenizer kl16:/weights/kl16.ckpt
 """
 

@@ -73,6 +73,11 @@ def test_reference_is_the_sums_of_all_usable_images_whatever_the_workers(cluster
     np.testing.assert_allclose(found[1].set.features, extractor(images), rtol=1e-4, atol=1e-4)
     expected = FeatureSums.of(found[1].set.features).statistics()
     np.testing.assert_allclose(found[1].set.statistics.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
+    both = make_reference(statistics(tmp_path / "a.npz"), listing, 16, location(tmp_path / "both"), Compute())
+    real = read_reference(location(tmp_path / "both"))
+    assert (both.images, both.kept_features, both.lacking) == (0, sum(COUNTS), "")
+    np.testing.assert_array_equal(real.set.statistics.covariance, np.eye(1280))
+    np.testing.assert_array_equal(real.set.features, found[1].set.features)
 
 
 @pytest.mark.ray
@@ -102,6 +107,7 @@ def test_statistics_in_a_file_are_a_reference_whatever_their_precision(tmp_path,
     result = make_reference(config, None, 256, location(tmp_path / "out"), Compute())
     real = read_reference(location(tmp_path / "out"))
     assert (result.images, result.kept_features, real.about) == (0, 0, result)
+    assert "precision" in result.lacking
     assert (real.set.statistics.mean.dtype, real.set.statistics.covariance.dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(real.set.statistics.covariance, own.covariance, rtol=1e-6, atol=1e-6)
 

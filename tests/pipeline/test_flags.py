@@ -109,6 +109,12 @@ def test_tokenizer_in_short_is_its_kind_and_path():
     assert chosen_run("run", ["imagenet-256-mar-b", "--tokenizer=fit"]).recipe.tokenizer == FitTokenizer()
 
 
+@pytest.mark.parametrize("words", [["--reference", "/r"], ["--reference=/r"], ["--reference.path", "/r"]])
+def test_reference_in_short_is_its_path(words):
+    reference = chosen_run("evaluate", ["emoji-32", *words, "--reference.images", "7"]).recipe.reference
+    assert (reference.path, reference.images) == ("/r", 7)
+
+
 def test_unions_of_a_recipe_can_be_switched():
     words = ["emoji-32", "--images.kind", "files", "--images.path", "/data"]
     assert chosen_run("run", words).recipe == replace(emoji_32(), images=ImageFiles(path="/data"))

@@ -16,7 +16,7 @@ from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.latents_job import kind_of, tokenize
 from tokenize_jobs.sources.crop import centre_crop, decode
 from tokenize_jobs.sources.listing import scan
-from tokenize_jobs.store.audit import describe
+from tokenize_jobs.store.audit import describe, images_of
 from tokenize_jobs.store.reader import LatentStore
 
 pytestmark = pytest.mark.ray
@@ -108,5 +108,6 @@ def test_store_keeps_the_error_of_its_precision(cluster, source, tmp_path):
     tokenize(Tokenize(image_size=16, precision="bf16"), weights, few, store, Compute())
     kept = LatentStore(store).manifest["precision"]
     assert (kept["name"], kept["images"]) == ("bf16", 32)
+    assert images_of(store).all.digest == source.digest  # few of its shards, as a listing that was not cut would have
     assert 0 < kept["relative_rms"] < kept["relative_largest"] < 1
     assert "bf16; against fp32 on 32 images: relative_largest" in describe(store)

@@ -23,6 +23,7 @@ from infra.actors import actors
 from infra.cluster import Compute, Workers, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
+from infra.fingerprint import canonical
 from infra.storage import read_json, storage_errors, write_json
 from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.committer import Committer
@@ -96,6 +97,7 @@ def _publish(
             "shards": len(source.shards),
             "digest": source.digest,
             "bytes": source.total_bytes,
+            **({"images": canonical(source.given, identity=False)} if source.given else {}),
         },
     }
     if config.precision != "fp32":

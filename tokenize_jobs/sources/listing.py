@@ -5,7 +5,7 @@ it takes seconds on millions of files; a file changed in place without changing 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from upath import UPath
@@ -18,7 +18,7 @@ from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
 from tokenize_jobs.sources.layouts import SINGLE_IMAGES, layout_of
-from tokenize_jobs.sources.patterns import find_files
+from tokenize_jobs.sources.patterns import absolute, find_files
 from tokenize_jobs.sources.shard import UNKNOWN, Layout, Shard
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 
@@ -66,6 +66,8 @@ class Listing:
     heldout: Heldout = NONE_HELD
     side: Literal["all", "train", "heldout"] = "all"
     """Which samples reading gives: all, or those on one side of the rule `heldout`."""
+    given: ImageFiles | None = field(default=None, compare=False)
+    """What it was listed from, without what is held out, paths absolute; None for held-out images and samples."""
 
     def holds(self, shard: Shard, key: str) -> bool:
         """Tell whether the sample `key` of `shard` is on this listing's side."""
@@ -113,8 +115,7 @@ def scan(path: str, num_classes: int = 0, split: str = "") -> Listing:
 
     Raises InputError when the path is missing, unreadable, holds no images or no such split.
     """
-    files = _find(path)
-    return _listing(_chosen(files, _splits(files), split), num_classes, above=files.root)
+    return scan_images(ImageFiles(path=path, num_classes=num_classes, split=split, heldout_share=0)).all
 
 
 def scan_heldout(path: str, train: Listing) -> Listing:
@@ -156,6 +157,8 @@ def scan_images(images: ImageFiles) -> Images:
 
     Raises InputError as `scan` does, for a share out of [0, 1), and when the two have other classes.
     """
+    if not images.path:
+        raise InputError("where are the pictures? Give --images.path")
     if not 0 <= images.heldout_share < 1:
         raise InputError(f"--images.heldout-share {images.heldout_share}: a share is at least 0 and less than 1")
     table = str(location(images.labels)) if images.labels else ""
@@ -163,6 +166,8 @@ def scan_images(images: ImageFiles) -> Images:
     splits = _splits(files)
     name = images.split or (TRAIN if splits else "")
     train = _listing(_chosen(files, splits, name), images.num_classes, above=files.root)
+    given = ImageFiles(path=absolute(images.path), split=images.split, label=images.label, labels=table)
+    train = replace(train, given=replace(given, num_classes=images.num_classes))
     told = f"{train.format}, {len(train.classes)} classes: {name} {_shards(train)}".replace(":  ", ": ")
     held = images.heldout_split or _first_heldout(splits, but=name)
     if images.heldout_path:

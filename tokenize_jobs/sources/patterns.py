@@ -36,6 +36,11 @@ def find_files(text: str) -> tuple[UPath, Infos]:
     return (first if len(paths) == 1 and top == first.path.rstrip("/") else _at(first, top)), infos
 
 
+def absolute(text: str) -> str:
+    """Return what names the same source from every working directory."""
+    return "::".join(str(location(word)) for word in text.split("::"))
+
+
 def _expanded(text: str) -> list[UPath]:
     try:
         paths = [location(path) for word in text.split("::") for path in braceexpand(word)]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,8 +12,10 @@ from upath import UPath
 
 from infra.console import table
 from infra.errors import InputError
+from infra.from_json import from_json
 from infra.storage import read_json
 from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan_images
 from tokenize_jobs.store.shards import MANIFEST
 from tokenize_jobs.tokens import TokenKind, read_kind
 
@@ -94,7 +97,32 @@ def require_store(root: UPath, kind: TokenKind, weights: TokenizerFile, classes:
     ):
         if own != wanted:
             raise InputError(f"latents {root}: its {what} {str(own)[:200]}, the recipe's {str(wanted)[:200]}")
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    what = {
+        **manifest,
+        "source": {name: of for name, of in manifest["source"].items() if name != "images"},
+    }  # not where
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def images_of(root: UPath) -> Images:
+    """Return the images that a store was made of: all of them, and held-out ones where they are a split of their own.
+
+    Raises InputError where its manifest does not say where they are, or they are not there, or others by now.
+    """
+    source = _manifest(root)["source"]
+    if "images" not in source:
+        raise InputError(
+            f"latents {root}: its manifest does not say where its images are ({source['format']}; made by other means, "
+            "or earlier): name the images themselves"
+        )
+    files = replace(from_json(json.dumps(source["images"]), ImageFiles, str(root / MANIFEST)), heldout_share=0)
+    try:
+        found = scan_images(files)
+    except InputError as error:
+        raise InputError(f"latents {root}: the images that it was made of are not there: {error}") from None
+    if found.all.digest != source["digest"]:
+        raise InputError(f"latents {root}: the images at {files.path} are others than it was made of")
+    return found
 
 
 def _manifest(root: UPath) -> dict[str, Any]:
