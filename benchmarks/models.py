@@ -187,7 +187,7 @@ def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     def plain() -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
             tokens = transcription.sample(weights, shape, labels, order, noise.counts, flat, case.cfg_scale)
-        return unpatchify(tokens, shape.patch_size)
+        return unpatchify(tokens, shape.patch_size, shape.grid)
 
     return lambda: sample(model, labels, noise, settings), plain
 

@@ -9,7 +9,7 @@ from evaluate.extractors import LPIPS_FILE, NETWORKS, Network, sha256, weights_f
 from infra.errors import InputError
 from infra.fingerprint import added, where
 from tokenize_jobs.config import TokenizerFile
-from train.models.config import Architecture
+from train.models.config import Model
 from train.models.heads import HeadSampling, Solver, TemperatureOn
 
 YOUNG_MAX_TIMESTEP = 950
@@ -26,12 +26,13 @@ STEP_SHAPES: dict[str, Callable[[int, int, int, int], int]] = {
     "two-stage": lambda first, last, step, final: first if step < final / 2 else last,
 }
 """Diffusion steps at autoregressive step `step` of 0..final."""
-CFG_SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
+CFG_SCHEDULES: dict[str, Callable[[float, float, int, int], float]] = {
     # the published schedule never counts less than one masked token, so it ends just below cfg_scale
-    "linear": lambda scale, masked_after, length: 1 + (scale - 1) * (length - max(masked_after, 1)) / length,
-    "constant": lambda scale, masked_after, length: scale,  # noqa: ARG005
+    "linear": lambda scale, done, masked_after, length: 1 + (scale - 1) * (length - max(masked_after, 1)) / length,  # noqa: ARG005
+    "steps": lambda scale, done, masked_after, length: 1 + (scale - 1) * done,  # noqa: ARG005
+    "constant": lambda scale, done, masked_after, length: scale,  # noqa: ARG005
 }
-"""Guidance of the step after which so many of the tokens are still masked."""
+"""Guidance of a step, by the share of steps done before the last, and how many tokens are still masked after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,9 @@ class Sampling:
     """Draw among the likeliest codes that hold this share of the probability. Of heads that draw codes."""
     cfg_scale: float = 1.0
     """Scale of classifier-free guidance; 1 is none, and costs half."""
-    cfg_schedule: Literal["linear", "constant"] = "linear"
-    """Guidance grows linearly with the share of revealed tokens, or stays constant."""
+    cfg_schedule: Literal["linear", "steps", "constant"] = "linear"
+    """Guidance grows linearly with the share of revealed tokens; or with the steps, from none in the first, as in VAR,
+    whose scale is one less than this one; or stays constant."""
     order: Order = "random"
     """Order in which the tokens are generated; confidence: the surest of the drawn ones first, as MaskGIT does."""
     choice_temperature: float = added(default=4.5)
@@ -105,16 +107,17 @@ class Sampling:
         """Return the scale of the noise on the confidence in autoregressive step `step` (0-based)."""
         return self.choice_temperature * (1 - (step + 1) / self.ar_steps)
 
-    def cfg_at(self, masked_after: int, num_tokens: int) -> float:
-        """Return the guidance of the step after which `masked_after` tokens are still masked."""
-        return CFG_SCHEDULES[self.cfg_schedule](self.cfg_scale, masked_after, num_tokens)
+    def cfg_at(self, step: int, masked_after: int, num_tokens: int) -> float:
+        """Return the guidance of autoregressive step `step` (0-based), after which `masked_after` tokens are masked."""
+        done = step / max(self.ar_steps - 1, 1)
+        return CFG_SCHEDULES[self.cfg_schedule](self.cfg_scale, done, masked_after, num_tokens)
 
-    def check(self, model: Architecture, num_tokens: int, kept: Sequence[bool] = ()) -> None:
-        """Raise InputError for settings that this model cannot draw an image of `num_tokens` with.
+    def check(self, model: Model, kept: Sequence[bool] = ()) -> None:
+        """Raise InputError for settings that this model cannot draw an image with.
 
         `kept` tells by position which tokens are given; none are when it is empty.
         """
-        kept = tuple(kept) or (False,) * num_tokens
+        kept = tuple(kept) or (False,) * model.num_tokens
         to_generate = kept.count(False)
         if not 1 <= self.ar_steps <= to_generate:
             raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
@@ -123,7 +126,7 @@ class Sampling:
         if self.order == "confidence" and not model.head.has_density:
             raise InputError(f"order is 'confidence', but a {model.head.kind} head cannot tell how likely a token is")
         try:
-            model.trunk.check_sampling(self.order, self.ar_steps, kept)
+            model.trunk.check_sampling(self.order, self.ar_steps, kept, model.tokens.together)
             for step in (0, self.ar_steps - 1):
                 model.head.check(self.head_at(step))
         except ValueError as error:

@@ -51,9 +51,8 @@ def evaluate(
     drawn = _draw(config, subject, real.about, sampling, out, compute, content_digest(location(subject.model)))
     unlearned = None
     if config.ceiling:
-        untrained = Subject(
-            str(untrained_directory(card, Train().seed, out / "untrained-model")), subject.weights, subject.image_size
-        )
+        folder = untrained_directory(card, subject.weights, Train().seed, out / "untrained-model")
+        untrained = Subject(str(folder), subject.weights, subject.image_size)
         unlearned = _draw(config, untrained, real.about, sampling, out, compute, fingerprint(["untrained", card.model]))
     every = [of for of in (drawn, unlearned) if of is not None]
     drawing, features = np.concatenate([of.seconds for of in every]).sum(0)

@@ -185,7 +185,7 @@ class Planner:
             if images is not None and not source.rule.share:  # a share's latents are among the others
                 held = tokenize_heldout(self.recipe.tokenize, weights, images, IMAGES, out / HELDOUT, self.compute)
             measured = measured_meanwhile(self.recipe.evaluate, weights, self.steps["reference"], out)
-            data = Data(latents, source.rule, held)
+            data = Data(latents, source.rule, held, weights)
             return train(self.recipe.train, data, out, self.compute, on_log, begin, start, measured)
 
         inputs = {**self._inputs("latents"), **source.rule.identity}

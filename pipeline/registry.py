@@ -160,7 +160,7 @@ def _load_back(model_uri: str, candidate: Candidate) -> None:
     few = {
         "seed": 1,
         "diffusion_steps": _CHECKED_STEPS,
-        "ar_steps": model.trunk.least_steps(model.num_tokens),
+        "ar_steps": model.trunk.least_steps(model.num_tokens, model.tokens.together),
     }
     images = np.asarray(sampler.predict(pd.DataFrame({"class_id": list(range(classes))}), params=few))
     if images.shape != (classes, candidate.image_size, candidate.image_size, 3) or images.std() == 0:

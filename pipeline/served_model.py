@@ -116,7 +116,7 @@ class SampledImages(mlflow.pyfunc.PythonModel):
             changes["diffusion_steps"] = DiffusionSteps(first=steps, last=steps)
         sampling, model = replace(self.sampling, **changes), self.generator.card.model
         try:
-            sampling.check(model, model.num_tokens)
+            sampling.check(model)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         label = self._label(record[CLASS], where)

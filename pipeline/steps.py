@@ -99,7 +99,7 @@ class Plan:
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:
-            base.check(self.model, self.model.num_tokens)
+            base.check(self.model)
 
     def _check_start(self, model: Model) -> None:
         """Raise InputError where there is a model to start from, and training cannot."""

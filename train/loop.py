@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from upath import UPath
 
 from infra.ahead import one_ahead
+from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
 from train.batches import StepInput, step_inputs
@@ -41,6 +42,8 @@ class Data:
     """What is not trained on, of the images in `store`."""
     heldout_store: UPath | None = None
     """Latents of images that are not among them."""
+    tokenizer: TokenizerFile | None = None
+    """What encoded them: a model that reads sums of codes needs its codebook."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class _Worker:
         self.job, self.rank, self.world, self.device, config = job, rank, world, device, job.config
         self.store = LatentStore(str(job.data.store), heldout=job.data.heldout)
         self.store.latent_scale = job.latent_scale
-        self.model = initial_model(job.model, config.seed, job.start).to(device)
+        self.model = initial_model(job.model, config.seed, job.start, job.data.tokenizer).to(device)
         self.ema, self.optimization = EMA(self.model, config.ema_decay), Optimization(self.model, config)
         self.start = self._go_on()
         if job.recomputing:  # the averages' copy has no backward pass

@@ -14,11 +14,16 @@ from train.models.autoregressor import Autoregressor
 
 
 def parameter_groups(model: Autoregressor, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: without decay all vectors, biases and the whole head; with decay the rest."""
+    """Return two groups: without decay vectors, biases, the head and what the model names; with decay the rest.
+
+    What is not trained is in neither.
+    """
     of_head = set(model.head.parameters())
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
-        exempt = parameter.ndim == 1 or name.endswith(".bias") or parameter in of_head
+        if not parameter.requires_grad:
+            continue
+        exempt = parameter.ndim == 1 or name.endswith((".bias", *model.not_decayed)) or parameter in of_head
         (plain if exempt else decayed).append(parameter)
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 

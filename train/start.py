@@ -12,6 +12,7 @@ from torch import Tensor
 from upath import UPath
 
 from infra.errors import InputError
+from tokenize_jobs.config import TokenizerFile
 from train.card import EMA_WEIGHTS, WEIGHTS, read_card
 from train.checkpoint import new_model
 from train.config import StartWeights
@@ -83,9 +84,11 @@ class Start:
         return f"{of}; the class embedding is new: {model.num_classes} classes instead of {card.model.num_classes}"
 
 
-def initial_model(config: Model, seed: int, start: Start | None) -> Autoregressor:
+def initial_model(
+    config: Model, seed: int, start: Start | None, tokenizer: TokenizerFile | None = None
+) -> Autoregressor:
     """Return the model that the first step of a training finds, in training mode, on the CPU."""
-    model = new_model(config, seed)
+    model = new_model(config, seed, tokenizer)
     if start is not None:
         start.load_into(model)
     return model

@@ -127,7 +127,7 @@ class SamplingSweep:
         if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
             raise InputError(f"--tune: a temperature or a guidance scale of {wrong[0]} is below 0")
         for sampling in self.settings(base):
-            sampling.check(model, model.num_tokens)
+            sampling.check(model)
 
     def _check_budget(self) -> None:
         limits = {"trials": self.trials, "minutes": self.minutes, "finalists": self.finalists}

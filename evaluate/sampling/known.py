@@ -31,7 +31,7 @@ class Known:
             raise InputError(f"the mask has shape {tuple(self.keep.shape)}; this model has {config.num_tokens} tokens")
         if bool(self.keep.all()):
             raise InputError("the mask keeps every token: nothing to generate")
-        expected = (config.latent_channels, config.latent_size, config.latent_size)
+        expected = config.latent_shape
         if self.latents.shape[1:] != expected:
             raise InputError(f"the latents to edit are {tuple(self.latents.shape[1:])}; this model has {expected}")
 

@@ -1,4 +1,4 @@
-"""Generation orders of the L tokens of a square grid, and how many tokens each autoregressive step reveals."""
+"""Generation orders of the L tokens of an image, and how many tokens each autoregressive step reveals."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def generation_order(kind: Order, random_order: Tensor) -> Tensor:
     all images (Besnier et al. 2025). gtr: the even squares of a checkerboard in two spatially uniform
     stages, then the odd ones, random within a stage (generation then reconstruction, arXiv 2510.17171).
     """
-    rank = RANKS[kind](round(random_order.shape[1] ** 0.5))
+    rank = RANKS[kind](random_order.shape[1])
     return random_order.gather(1, rank[random_order].argsort(dim=1, stable=True))
 
 
@@ -98,10 +98,10 @@ def _gtr_stages(side: int) -> Tensor:
 
 
 RANKS: dict[Order, Callable[[int], Tensor]] = {
-    "confidence": lambda side: torch.zeros(side * side, dtype=torch.long),  # to begin with; found on the way
-    "random": lambda side: torch.zeros(side * side, dtype=torch.long),
-    "raster": lambda side: torch.arange(side * side),
-    "halton": _halton_ranks,
-    "gtr": _gtr_stages,
+    "confidence": lambda length: torch.zeros(length, dtype=torch.long),  # to begin with; found on the way
+    "random": lambda length: torch.zeros(length, dtype=torch.long),
+    "raster": torch.arange,
+    "halton": lambda length: _halton_ranks(math.isqrt(length)),
+    "gtr": lambda length: _gtr_stages(math.isqrt(length)),
 }
-"""The rank (L,) of each position of a grid, by its side; equal ranks are ordered at random."""
+"""The rank (L,) of each position of a square grid, by the number of positions; equal ranks are ordered at random."""

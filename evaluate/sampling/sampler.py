@@ -24,7 +24,7 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
     """Raise InputError for settings, labels or a mask that this model cannot sample with; computes nothing."""
     if known is not None:
         known.check(config)
-    settings.check(config, config.num_tokens, () if known is None else known.keep.tolist())
+    settings.check(config, () if known is None else known.keep.tolist())
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"
@@ -59,7 +59,7 @@ def sample(
     length, channels = config.num_tokens, config.token_channels
     tokens, order, given = _start(config, generation_order(settings.order, noise.order(length)), known, device)
     batch = len(order)
-    counts = reveal_counts(settings.order, length - given, settings.ar_steps)
+    counts = config.tokens.together or reveal_counts(settings.order, length - given, settings.ar_steps)
     heads = [settings.head_at(step) for step in range(len(counts))]
 
     by_confidence = settings.order == "confidence"
@@ -84,7 +84,7 @@ def sample(
             condition, null = (
                 (half.flatten(0, 1) for half in condition.chunk(2)) if guided else (condition.flatten(0, 1), None)
             )
-            cfg_scale = settings.cfg_at(length - start - count, length) if guided else 1.0
+            cfg_scale = settings.cfg_at(step, length - start - count, length) if guided else 1.0
             drawn = model.head.sample(condition, draws.to(device, non_blocking=True), heads[step], null, cfg_scale)
             positions, drawn = order[:batch, start:stop].sort(1).values, drawn.view(batch, -1, channels)
             if choice is not None:
@@ -95,4 +95,4 @@ def sample(
                 state = model.begin(vectors, order)
             tokens = put_rows(tokens, positions[:, :count], drawn[:, :count])
             start += count
-    return unpatchify(tokens, config.patch_size)
+    return unpatchify(tokens, config.patch_size, config.grid)

@@ -90,4 +90,4 @@ def test_without_noise_the_surest_token_comes_first():
 )
 def test_models_that_cannot_are_refused(model, told):
     with pytest.raises(InputError, match=told):
-        replace(SETTINGS, ar_steps=16).check(model, 16)
+        replace(SETTINGS, ar_steps=16).check(model)

@@ -167,4 +167,4 @@ def test_head_of_the_other_form_is_refused(model, told):
 )
 def test_settings_of_another_head_are_refused(model, settings, told):
     with pytest.raises(InputError, match=told):
-        Sampling(ar_steps=4, **settings).check(model, 16)
+        Sampling(ar_steps=4, **settings).check(model)

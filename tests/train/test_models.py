@@ -31,7 +31,7 @@ def test_published_sizes_have_the_published_number_of_parameters(shape, paramete
 @settings(max_examples=20, deadline=None)
 def test_unpatchify_inverts_patchify(batch, channels, side, patch):
     latents = torch.randn(batch, channels, side * patch, side * patch)
-    assert torch.equal(unpatchify(patchify(latents, patch), patch), latents)
+    assert torch.equal(unpatchify(patchify(latents, patch), patch, (side, side)), latents)
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 1024))

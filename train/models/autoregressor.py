@@ -4,7 +4,8 @@ A model turns the tokens known so far into the condition of each token to predic
 token from it. `order` (B, L) is the generation order: the positions, the first generated first.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +17,21 @@ from train.models.transformer import Block, init_linear_xavier
 class Autoregressor(nn.Module):
     """Base of the trunks, which differ in how conditions are computed."""
 
+    not_decayed: ClassVar[tuple[str, ...]] = ()
+    """Ends of names of parameters that weight decay leaves alone, besides vectors, biases and the head."""
+
     def __init__(self, config: Model, width: int, condition_width: int) -> None:
         super().__init__()
         self.config = config
         self.fake_latent = nn.Parameter(torch.empty(1, width))
-        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, config.num_tokens, condition_width))
         self.class_emb = nn.Embedding(config.num_classes, width)
         self.z_proj = config.tokens.embedding(config.token_channels, width)
-        self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
         self.head = config.head.build(config.tokens.size(config.token_channels), condition_width)
 
-    def blocks(self, width: int, heads: int, depth: int) -> nn.ModuleList:
-        """Return a stack of transformer blocks."""
-        trunk = self.config.trunk
-        return nn.ModuleList(Block(width, heads, trunk.mlp_ratio, trunk.dropout) for _ in range(depth))
-
-    def initialise(self) -> None:
-        """Initialise all but the head as the published implementation does (the head did it itself)."""
-        for module in self.children():
-            if module is not self.head:
-                init_linear_xavier(module)
-        for parameter in (*(p for _, p in self.named_parameters(recurse=False)), self.class_emb.weight):
-            nn.init.normal_(parameter, std=0.02)
+    @property
+    def of_tokenizer(self) -> Mapping[str, nn.Module]:
+        """Parts that are the tokenizer's own, by their names there: nothing trains them."""
+        return {}
 
     def class_vectors(self, labels: Tensor | None, batch: int, drop_label: Tensor | None = None) -> Tensor:
         """Return (B, D): the class embedding, or the null vector where dropped or without labels."""
@@ -80,3 +74,25 @@ def compile_training(model: Autoregressor, **options: Any) -> None:  # noqa: ANN
     options = {"fullgraph": True, **options}
     model.compile(**options)
     model.head.loss = torch.compile(model.head.loss, **options)
+
+
+class GridAutoregressor(Autoregressor):
+    """Base of the trunks on one grid: tokens are read through a norm, and each condition is told its position."""
+
+    def __init__(self, config: Model, width: int, condition_width: int) -> None:
+        super().__init__(config, width, condition_width)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, config.num_tokens, condition_width))
+        self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
+
+    def blocks(self, width: int, heads: int, depth: int) -> nn.ModuleList:
+        """Return a stack of transformer blocks."""
+        trunk = self.config.trunk
+        return nn.ModuleList(Block(width, heads, trunk.mlp_ratio, trunk.dropout) for _ in range(depth))
+
+    def initialise(self) -> None:
+        """Initialise all but the head as the published implementation does (the head did it itself)."""
+        for module in self.children():
+            if module is not self.head:
+                init_linear_xavier(module)
+        for parameter in (*(p for _, p in self.named_parameters(recurse=False)), self.class_emb.weight):
+            nn.init.normal_(parameter, std=0.02)

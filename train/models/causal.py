@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.models.autoregressor import Autoregressor
+from train.models.autoregressor import GridAutoregressor
 from train.models.config import Model
 from train.models.transformer import KeyValueCache, take_rows
 from train.models.trunks import CausalTrunk
@@ -24,7 +24,7 @@ class _Generation:
     rows_read: int = 0
 
 
-class CausalAR(Autoregressor):
+class CausalAR(GridAutoregressor):
     """Random or raster order, one token a step; the order is the caller's."""
 
     def __init__(self, config: Model, trunk: CausalTrunk) -> None:

@@ -40,9 +40,21 @@ class Model(Architecture):
     """What a token is."""
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        return self.tokens.grid(self.latent_size // self.patch_size)
+
+    @property
     def num_tokens(self) -> int:
         """L, tokens of an image."""
-        return (self.latent_size // self.patch_size) ** 2
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an image's latents."""
+        rows, columns = self.grid
+        return self.latent_channels, rows * self.patch_size, columns * self.patch_size
 
     @property
     def token_channels(self) -> int:
@@ -63,6 +75,11 @@ class Model(Architecture):
         for name in ("width", "depth"):
             if getattr(self.head, name, 1) < 1:
                 raise ValueError(f"head.{name} {getattr(self.head, name)} is below 1")
+        if self.trunk.predicts != self.tokens.layout:
+            raise ValueError(
+                f"trunk.kind {self.trunk.kind}: this trunk predicts {self.trunk.predicts}, but the tokenizer makes "
+                f"{self.tokens.layout}"
+            )
         if self.head.draws != self.tokens.form:
             raise ValueError(
                 f"head.kind {self.head.kind}: this head draws {self.head.draws}, but the tokenizer makes "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.models.autoregressor import Autoregressor
+from train.models.autoregressor import GridAutoregressor
 from train.models.config import Model
 from train.models.transformer import put_rows, take_rows
 from train.models.trunks import MaskedTrunk
@@ -21,7 +21,7 @@ class _Generation:
     order: Tensor
 
 
-class MAR(Autoregressor):
+class MAR(GridAutoregressor):
     """Names of parameters are those of the published checkpoints, but for the head (`published.py`)."""
 
     def __init__(self, config: Model, trunk: MaskedTrunk) -> None:

@@ -14,9 +14,9 @@ def patchify(latents: Tensor, patch_size: int) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * p * p)
 
 
-def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
-    """Turn tokens (B, L, D) of a square grid back into latents (B, D/p/p, H, W)."""
-    batch, length, width = tokens.shape
-    side, p = round(length**0.5), patch_size
-    patches = tokens.reshape(batch, side, side, width // (p * p), p, p)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, width // (p * p), side * p, side * p)
+def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Turn tokens (B, L, D) of a grid of rows and columns back into latents (B, D/p/p, H, W)."""
+    batch, _, width = tokens.shape
+    (rows, columns), p = grid, patch_size
+    patches = tokens.reshape(batch, rows, columns, width // (p * p), p, p)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, width // (p * p), rows * p, columns * p)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.autoregressor import Autoregressor
+from train.models.autoregressor import GridAutoregressor
 from train.models.config import Model
 from train.models.transformer import take_rows
 from train.models.trunks import ConvolutionalTrunk
@@ -60,7 +60,7 @@ class GatedLayer(nn.Module):
         return Stacks(gated(above + of_vertical), horizontal, stacks.skip + self.skip(found))
 
 
-class GatedPixelCNN(Autoregressor):
+class GatedPixelCNN(GridAutoregressor):
     """Raster order, one token a step; every step runs the whole stack, which training does once for all tokens."""
 
     def __init__(self, config: Model, trunk: ConvolutionalTrunk) -> None:

@@ -1,4 +1,4 @@
-"""Names and layout of the published MAR checkpoints <-> ours.
+"""Names and layout of the published checkpoints <-> ours: MAR's here, VAR's in `published_var.py`.
 
 All names are the same but for the head: the published one is called "diffloss", and keeps one AdaLN projection per
 block where ours keeps one for all; its rows are the published ones in order.
@@ -10,16 +10,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from train.models import published_var
 from train.models.config import Model, mar_base, mar_huge, mar_large
-from train.models.heads import DiffusionHead
-from train.models.trunks import MaskedTrunk
+from train.models.heads import CategoricalHead, DiffusionHead
+from train.models.trunks import MaskedTrunk, NextScaleTrunk
 
 _NET = "diffloss.net."
 _FUSED = {kind: f"head.net.modulation.{kind}" for kind in ("weight", "bias")}
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under our names; the projections of the head are joined."""
+    """Return the tensors under our names; the projections of MAR's head are joined."""
+    if published_var.is_var(state):
+        return published_var.from_published(state)
     depth = _count(state, rf"{re.escape(_NET)}res_blocks\.(\d+)\.")
     ours = {
         name.replace("diffloss.", "head.").replace("final_layer.linear", "final_linear"): tensor
@@ -34,8 +37,10 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor]:
     """Return the tensors under the published names. Raises ValueError for a model without a published form."""
     head = config.head
+    if isinstance(config.trunk, NextScaleTrunk) and isinstance(head, CategoricalHead):
+        return published_var.to_published(state, config)
     if not isinstance(config.trunk, MaskedTrunk) or not isinstance(head, DiffusionHead) or head.variance != "learned":
-        raise ValueError("only a masked model with a diffusion head of learned variance has a published layout")
+        raise ValueError("only MAR with a diffusion head of learned variance, and VAR, have a published layout")
     width, depth = config.head.width, config.head.depth
     published = {
         name.replace("final_linear", "final_layer.linear").replace("head.", "diffloss.", 1): tensor
@@ -55,6 +60,8 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
     Heads do not show in any shape: they are the published size's, or 64 channels each, unless given.
     Raises ValueError when a tensor that tells the shape is missing.
     """
+    if published_var.is_var(state):
+        return published_var.recognise(state)
     try:
         channels = state["z_proj.weight"].shape[1]
         encoder_width, decoder_width = state["fake_latent"].shape[1], state["mask_token"].shape[2]

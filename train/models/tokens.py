@@ -3,6 +3,7 @@
 Every token is C numbers, float32: of continuous tokens as they are, of codes whole ones (exact up to 2^24).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,10 +12,24 @@ if TYPE_CHECKING:
 
 Form = Literal["continuous tokens", "codes"]
 """What heads draw, and say that they draw."""
+Layout = Literal["tokens of one grid", "codes at several scales"]
+"""What trunks predict, and say that they predict."""
+
+
+class OneGrid:
+    """Tokens that are the places of one square grid."""
+
+    layout: ClassVar[Layout] = "tokens of one grid"
+    together: ClassVar[Sequence[int]] = ()
+    """How many tokens are drawn in each step, where that is not the sampler's choice."""
+
+    def grid(self, side: int) -> tuple[int, int]:
+        """Return rows and columns of the tokens, of so many a side."""
+        return side, side
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuousTokens:
+class ContinuousTokens(OneGrid):
     """Real numbers, read by a linear layer."""
 
     kind: Literal["continuous"] = "continuous"
@@ -36,7 +51,7 @@ class ContinuousTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeTokens:
+class CodeTokens(OneGrid):
     """Indices of one codebook, read by a table."""
 
     kind: Literal["codes"] = "codes"
@@ -57,8 +72,53 @@ class CodeTokens:
 
     def check(self, patch_size: int) -> None:
         """Raise ValueError, beginning with the field's flag, unless a token is one code."""
-        if patch_size != 1:
-            raise ValueError(f"patch-size {patch_size}: a token is one code of the tokenizer's, so it must be 1")
+        _check_patch(patch_size)
 
 
-Tokens = ContinuousTokens | CodeTokens
+@dataclass(frozen=True, kw_only=True)
+class MultiScaleTokens:
+    """Indices of one codebook at several scales, coarse to fine, read by what they add to a feature map."""
+
+    kind: Literal["multi-scale codes"] = "multi-scale codes"
+    """Indices of one codebook at several scales."""
+    codebook_size: int
+    """K: the codes are 0..K-1."""
+    channels: int
+    """Numbers in a vector of the codebook."""
+    scales: tuple[int, ...]
+    """Side of each scale's square grid, coarse to fine."""
+    phis: int
+    """Convolutions that the scales share."""
+    form: ClassVar[Form] = "codes"
+    layout: ClassVar[Layout] = "codes at several scales"
+
+    @property
+    def together(self) -> tuple[int, ...]:
+        """How many tokens are drawn in each step: those of a scale."""
+        return tuple(side**2 for side in self.scales)
+
+    def grid(self, side: int) -> tuple[int, int]:  # noqa: ARG002
+        """Return rows and columns of the tokens: one row for all scales."""
+        return sum(self.together), 1
+
+    def embedding(self, channels: int, width: int) -> "nn.Module":  # noqa: ARG002  a code is one number
+        """Return the layer that makes the inputs of scales out of the codes of coarser ones."""
+        from train.models.scale_embedding import ScaleEmbedding
+
+        return ScaleEmbedding(self.codebook_size, self.channels, self.scales, self.phis, width)
+
+    def size(self, channels: int) -> int:  # noqa: ARG002
+        """Return what a head is built for: so many codes."""
+        return self.codebook_size
+
+    def check(self, patch_size: int) -> None:
+        """Raise ValueError, beginning with the field's flag, unless a token is one code."""
+        _check_patch(patch_size)
+
+
+Tokens = ContinuousTokens | CodeTokens | MultiScaleTokens
+
+
+def _check_patch(patch_size: int) -> None:
+    if patch_size != 1:
+        raise ValueError(f"patch-size {patch_size}: a token is one code of the tokenizer's, so it must be 1")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from train.models.tokens import Layout
+
 if TYPE_CHECKING:
     from train.models.autoregressor import Autoregressor
     from train.models.config import Model
@@ -42,6 +44,7 @@ class MaskedTrunk:
     """Share dropped in attention and after each projection, while training."""
     mask_ratio_min: float = 0.7
     """Smallest masked share of an image in training."""
+    predicts: ClassVar[Layout] = "tokens of one grid"
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -62,11 +65,11 @@ class MaskedTrunk:
         """Return an image's order in training: a random one."""
         return permutation(num_tokens)
 
-    def least_steps(self, to_generate: int) -> int:  # noqa: ARG002
+    def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
         """Return the fewest steps in which so many tokens can be generated: all at once."""
         return 1
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
         """Take any order, any number of steps and any kept tokens."""
 
 
@@ -90,6 +93,7 @@ class CausalTrunk:
     """Hidden width of a block's MLP over the block's width."""
     dropout: float = 0.1
     """Share dropped in attention and after each projection, while training."""
+    predicts: ClassVar[Layout] = "tokens of one grid"
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -109,14 +113,14 @@ class CausalTrunk:
         """Return an image's order in training."""
         return ORDERS[self.order](permutation, num_tokens)
 
-    def least_steps(self, to_generate: int) -> int:
+    def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
         """Return the fewest steps in which so many tokens can be generated: one a token."""
         return to_generate
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
         """Raise ValueError for an order, a number of steps, or kept tokens (by position) that it cannot go on with."""
         to_generate, given = kept.count(False), kept.count(True)
-        if ar_steps != self.least_steps(to_generate):
+        if ar_steps != self.least_steps(to_generate, together):
             raise ValueError(f"ar_steps is {ar_steps}; a causal model needs one a token: {to_generate}")
         if order == "confidence":
             raise ValueError(
@@ -141,6 +145,7 @@ class ConvolutionalTrunk:
     kernel: int = 3
     """Side of the kernels, odd; a token sees all before it when depth x (kernel // 2) reaches across the grid."""
     buffer_size: ClassVar[int] = 0
+    predicts: ClassVar[Layout] = "tokens of one grid"
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -163,16 +168,75 @@ class ConvolutionalTrunk:
         """Return an image's order in training: row by row."""
         return ORDERS["raster"](permutation, num_tokens)
 
-    def least_steps(self, to_generate: int) -> int:
+    def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
         """Return the fewest steps in which so many tokens can be generated: one a token."""
         return to_generate
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool]) -> None:
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
         """Raise ValueError for what a causal trunk in raster order cannot go on with."""
-        CausalTrunk(order="raster").check_sampling(order, ar_steps, kept)
+        CausalTrunk(order="raster").check_sampling(order, ar_steps, kept, together)
 
 
-Trunk = MaskedTrunk | CausalTrunk | ConvolutionalTrunk
+@dataclass(frozen=True, kw_only=True)
+class NextScaleTrunk:
+    """VAR: all codes of the next scale, given those of the coarser ones. Defaults: d16."""
+
+    kind: Literal["next-scale"] = "next-scale"
+    """VAR: the codes of a scale at once, coarse to fine, from a tokenizer of codes at several scales."""
+    width: int = 1024
+    """Channels of the stack."""
+    depth: int = 16
+    """Blocks of the stack."""
+    heads: int = 16
+    """Attention heads of the stack."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the block's width."""
+    adaln: Literal["block", "shared"] = "block"
+    """How the class sets the norms and gates of the blocks: by a projection of each, or by one that they share."""
+    l2_norm: bool = True
+    """Queries and keys of unit length, and a learned temperature for each head."""
+    drop_path: float = 1 / 15
+    """Share of images that skip the last block while training; it grows with depth from 0."""
+    gate_init: float = 1e-3
+    """Factor on the initial weights of the gates: small, so that blocks begin as almost nothing."""
+    buffer_size: ClassVar[int] = 0
+    predicts: ClassVar[Layout] = "codes at several scales"
+
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.var import VAR
+
+        return VAR(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        _check_heads("", self.width, self.heads)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop-path {self.drop_path} must be at least 0, and below 1")
+
+    def predicted(self, uniform: float, num_tokens: int) -> int:  # noqa: ARG002  nothing is drawn
+        """Return how many tokens of each image a training step predicts: all."""
+        return num_tokens
+
+    def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
+        """Return an image's order in training: coarse to fine, row by row."""
+        return ORDERS["raster"](permutation, num_tokens)
+
+    def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
+        """Return the fewest steps in which so many tokens can be generated: one a scale."""
+        return len(together)
+
+    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
+        """Raise ValueError for an order or a number of steps other than its own, and for kept tokens."""
+        if any(kept):
+            raise ValueError("this model draws whole scales, and cannot go on from kept tokens: no editing")
+        if order != "raster":
+            raise ValueError(f"order is '{order}'; a next-scale model goes coarse to fine: 'raster'")
+        if ar_steps != len(together):
+            raise ValueError(f"ar_steps is {ar_steps}; a next-scale model needs one a scale: {len(together)}")
+
+
+Trunk = MaskedTrunk | CausalTrunk | ConvolutionalTrunk | NextScaleTrunk
 ORDERS: dict[str, Callable[[Callable[[int], Sequence[int]], int], Sequence[int]]] = {
     "random": lambda permutation, length: permutation(length),
     "raster": lambda _, length: range(length),

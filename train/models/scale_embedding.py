@@ -1,0 +1,35 @@
+"""Reads codes at several scales as VAR does: a scale's input is what the coarser ones have summed to, made as small."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokenize_jobs.scales import Codebook, Scales, shrink
+
+
+class ScaleEmbedding(nn.Module):
+    """The codebook and the phis are the tokenizer's own, and nothing trains them; a linear layer follows."""
+
+    def __init__(self, codes: int, channels: int, sides: Sequence[int], phis: int, width: int) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+        self.scales = Scales(Codebook(codes, channels), phis).requires_grad_(requires_grad=False)
+        self.word_embed = nn.Linear(channels, width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the input (B, L - p_0^2, width) of all scales but the first, of codes (B, L)."""
+        sums = self.scales.partial_sums(codes, self.sides)
+        with torch.no_grad():
+            read = [_rows(features, side) for side, features in zip(self.sides[1:], sums, strict=False)]
+        return self.word_embed(torch.cat(read, 1))
+
+    def after(self, features: Tensor | float, codes: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """Return the sum so far (B, C, S, S) with codes (B, p^2) of a scale, and the input of the next scale."""
+        side = self.sides[scale]
+        features = features + self.scales.added(codes.unflatten(1, (side, side)), scale, self.sides)
+        return features, self.word_embed(_rows(features, self.sides[scale + 1]))
+
+
+def _rows(features: Tensor, side: int) -> Tensor:
+    return shrink(features, side).flatten(2).transpose(1, 2)
