@@ -1,6 +1,6 @@
-"""FILE [flags]: a published MAR checkpoint -> a model directory for sample and evaluate
+"""FILE [flags]: a published MAR or VAR checkpoint -> a model directory for sample and evaluate
 
-FILE is checkpoint-last.pth, or a .safetensors of one set of weights. A pickle with code in it is refused.
+FILE is checkpoint-last.pth, var_d16.pth, or a .safetensors of one set of weights. A pickle with code in it is refused.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,14 @@ from infra.errors import InputError
 from infra.storage import location
 from pipeline.flags import parse
 from tokenize_jobs import tokenizers
-from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
 from train.card import ModelCard
-from train.checkpoint import write_model
+from train.checkpoint import take_parts, write_model
 from train.models.build import build_model
 from train.models.config import Model
 from train.models.published import check_against, from_published, recognise, to_published
+from train.models.trunks import NextScaleTrunk
 
 _KL16_SCALE = 0.2325  # of the published checkpoints, which do not carry it
 _EMA_DECAY = 0.9999
@@ -29,7 +30,7 @@ _EMA_DECAY = 0.9999
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Turn a published MAR file into a model directory for `mar sample` and `mar evaluate`."""
+    """Turn a published MAR or VAR file into a model directory for `mar sample` and `mar evaluate`."""
 
     tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
     """The tokenizer that the model was trained with."""
@@ -54,25 +55,32 @@ def import_checkpoint(file: str, config: Import) -> str:
     Raises InputError naming the file and the first tensors that do not fit; a pickle with code is refused.
     """
     raw, ema = _weight_sets(read_weights(file), file)
-    kind = config.tokenizer.kind
-    digest = tokenizers.find(kind, config.tokenizer.path).hash
+    weights = tokenizers.find(config.tokenizer.kind, config.tokenizer.path)
+    kind, digest = weights.kind, weights.hash
     try:
         shape = recognise(ema, config.patch_size, config.heads or None)
-        models = [_filled(shape, tensors) for tensors in (raw, ema)]
+        shape.check()
+        models = [_filled(shape, tensors, weights) for tensors in (raw, ema)]
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
+    latent_scale = 1.0 if shape.tokens.form == "codes" else config.latent_scale
     card = ModelCard(
-        model=shape, latent_scale=config.latent_scale, classes=tuple(str(index) for index in range(shape.num_classes)),
+        model=shape, latent_scale=latent_scale, classes=tuple(str(index) for index in range(shape.num_classes)),
         tokenizer_kind=kind, tokenizer_hash=digest, train_steps=0, images_seen=0, ema_decay=_EMA_DECAY,
     )  # fmt: skip
     write_model(location(config.to), card, *(model.state_dict() for model in models))
     parameters = sum(parameter.numel() for parameter in models[0].parameters())
-    trunk = shape.trunk
     return (
-        f"{config.to}: {parameters} parameters, encoder {trunk.encoder_depth} x {trunk.encoder_width}, head "
-        f"{shape.head.depth} x {shape.head.width}, {shape.num_tokens} tokens of {shape.token_channels}, "
+        f"{config.to}: {parameters} parameters, {_told(shape)}, {shape.num_tokens} tokens of {shape.token_channels}, "
         f"{shape.num_classes} classes"
     )
+
+
+def _told(shape: Model) -> str:
+    trunk = shape.trunk
+    if isinstance(trunk, NextScaleTrunk):
+        return f"next scale {trunk.depth} x {trunk.width}"
+    return f"encoder {trunk.encoder_depth} x {trunk.encoder_width}, head {shape.head.depth} x {shape.head.width}"
 
 
 def _weight_sets(found: Any, file: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:  # noqa: ANN401
@@ -84,10 +92,12 @@ def _weight_sets(found: Any, file: str) -> tuple[Mapping[str, Tensor], Mapping[s
     return (require_tensors(found, file),) * 2
 
 
-def _filled(shape: Model, published: Mapping[str, Tensor]) -> torch.nn.Module:
+def _filled(shape: Model, published: Mapping[str, Tensor], tokenizer: TokenizerFile) -> torch.nn.Module:
     with torch.device("meta"):
         expected = to_published(build_model(shape).state_dict(), shape)
     check_against(published, expected)
     model = build_model(shape)
-    model.load_state_dict({name: tensor.float() for name, tensor in from_published(published).items()})
+    take_parts(model, tokenizer)
+    found = {name: tensor.float() for name, tensor in from_published(published).items()}
+    model.load_state_dict(model.state_dict() | found)
     return model.eval()

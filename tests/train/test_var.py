@@ -54,7 +54,7 @@ def golden(request):
 
 def recorded_model(golden):
     """The recorded model with its tokenizer's codebook and phis, and its patch numbers' counts."""
-    model = build_model(replace(recognise(golden.published_state), label_drop=0.0)).eval()
+    model = build_model(recognise(golden.published_state)).eval()
     scales = {"codebook.vectors": golden.arrays["vae_state.quantize.embedding.weight"]}
     scales |= {
         f"phis.{i}.{kind}": golden.arrays[f"vae_state.quantize.quant_resi.qresi_ls.{i}.{kind}"]

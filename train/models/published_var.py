@@ -40,8 +40,8 @@ def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor
     published = {_renamed(name, back): of for name, of in state.items() if not name.startswith(_OF_TOKENIZER)}
     published["class_emb.weight"] = torch.cat([published["class_emb.weight"], published.pop("fake_latent")])
     like = published["pos_1LC"]
-    counts = torch.tensor(config.tokens.together, device=like.device)
-    level = torch.arange(len(counts), device=like.device).repeat_interleave(counts, output_size=config.num_tokens)
+    levels = [scale for scale, count in enumerate(config.tokens.together) for _ in range(count)]
+    level = torch.tensor(levels, device=like.device)
     published["lvl_1L"] = level[None]
     hidden = torch.zeros(config.num_tokens, config.num_tokens, device=like.device)
     published["attn_bias_for_masking"] = hidden.masked_fill(level[:, None] < level, -torch.inf)[None, None]

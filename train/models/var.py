@@ -137,7 +137,7 @@ class VAR(Autoregressor):
         super().__init__(config, trunk.width, condition_width=trunk.width)
         width, depth, length = trunk.width, trunk.depth, config.num_tokens
         self.counts, self.capacity = config.tokens.together, length
-        level = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        level = torch.tensor([scale for scale, count in enumerate(self.counts) for _ in range(count)])
         self.register_buffer("lvl_1L", level, persistent=False)
         self.register_buffer("mask", level[:, None] >= level, persistent=False)
         self.pos_start = nn.Parameter(torch.empty(1, self.counts[0], width))

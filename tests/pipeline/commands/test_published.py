@@ -11,6 +11,7 @@ from pipeline.commands.export import Export, export_checkpoint
 from pipeline.commands.import_ import Import, import_checkpoint
 from tests.golden_arrays import load
 from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
 from train.card import read_card
 from train.checkpoint import read_model
 
@@ -62,3 +63,45 @@ def test_import_pickle_with_code_is_refused_unexecuted(tmp_path):
     with pytest.raises(InputError, match="would execute code"):
         import_checkpoint(str(tmp_path / "evil.pth"), Import(tokenizer=PIXELS, to=str(tmp_path / "m")))
     assert not (tmp_path / "executed").exists()
+
+
+def fitted_scales(folder, channels=8, codes=64):
+    """A fitted tokenizer of codes at the scales of the recorded VAR."""
+    shape = MultiScaleShape(
+        stride=4, channels=channels, width=8, depth=1, codebook_size=codes, scales=(1, 2, 3, 4), phis=4
+    )
+    tokenizer = SmallMultiScale(shape)
+    tokenizer.scales.codebook.vectors.normal_()
+    tokenizer.write(folder)
+    return PretrainedTokenizer(kind="fitted", path=str(folder))
+
+
+def test_var_comes_in_with_its_tokenizers_codebook_and_out_again(tmp_path):
+    official = load("var_tiny").published_state
+    save_file(official, tmp_path / "var.safetensors")
+    chosen = Import(tokenizer=fitted_scales(tmp_path / "t"), to=str(tmp_path / "model"))
+    assert "next scale 2 x 64, 30 tokens of 1, 5 classes" in import_checkpoint(
+        str(tmp_path / "var.safetensors"), chosen
+    )
+    model = read_model(tmp_path / "model")
+    vectors = load_file(tmp_path / "t" / "tokenizer.safetensors")["scales.codebook.vectors"]
+    assert torch.equal(model.z_proj.scales.codebook.vectors, vectors)
+    assert read_card(tmp_path / "model").latent_scale == 1.0
+    export_checkpoint(str(tmp_path / "model"), Export(to=str(tmp_path / "out.safetensors")))
+    exported = load_file(tmp_path / "out.safetensors")
+    assert exported.keys() == official.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in official.items())
+
+
+def test_var_with_another_tokenizer_or_tensor_is_refused(tmp_path):
+    official = load("var_tiny").published_state
+    save_file(official, tmp_path / "var.safetensors")
+    with pytest.raises(InputError, match="tokenizer pixels : not this model's"):
+        import_checkpoint(str(tmp_path / "var.safetensors"), Import(tokenizer=PIXELS, to=str(tmp_path / "m")))
+    other = Import(tokenizer=fitted_scales(tmp_path / "t", codes=32), to=str(tmp_path / "m"))
+    with pytest.raises(InputError, match=r"tokenizer fitted .*codebook\.vectors"):
+        import_checkpoint(str(tmp_path / "var.safetensors"), other)
+    save_file(official | {"blocks.1.attn.proj.bias": torch.zeros(3)}, tmp_path / "broken.safetensors")
+    with pytest.raises(InputError, match=r"broken\.safetensors.*1 mis-shaped \(blocks\.1\.attn\.proj\.bias is \(3,\)"):
+        import_checkpoint(str(tmp_path / "broken.safetensors"), other)
+    assert not (tmp_path / "m").exists()
