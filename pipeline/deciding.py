@@ -29,6 +29,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "checkpoint": (
         *_MODELS,
         *_STORE,
+        *_TOKENIZERS,
         "train/batches.py",
         "train/config.py",
         "train/ema.py",
