@@ -136,7 +136,7 @@ def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     model = fresh_model(shape)
     plain = PlainStep(model, config)
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
-    draws = training_draws(shape, 0, 0, range(case.batch)).to(DEVICE)
+    draws = training_draws(shape, 0, 0, range(case.batch)).each(lambda drawn: drawn.to(DEVICE))
     latents = torch.randn(case.batch, shape.latent_channels, shape.latent_size, shape.latent_size, device=DEVICE)
     labels = torch.arange(case.batch, device=DEVICE) % shape.num_classes
 

@@ -28,8 +28,8 @@ IDENTITIES = {
         "tokenize": "6d9e45bc",
         "train": "5fbc8ed2",
         "reference": "16dadc32",
-        "evaluate": "d1facdfa",
-        "tune": "2ff9cdff",
+        "evaluate": "1fb5bc38",
+        "tune": "93ed0726",
         "reconstruction": "27bf0cf0",
     },
     "table1-raster-ce": {
