@@ -67,6 +67,7 @@ def cluster():
         yield found
 
 
+@pytest.mark.ray
 def test_weak_training_is_stopped_at_a_rung_for_good_and_the_best_is_trained_whole_once(cluster, tmp_path):
     floors = (0.1, 0.9)  # one after the other: the best sets the bar
     ends = run_trainings(trainings(tmp_path, floors), RULE, 1, location(tmp_path))
@@ -79,6 +80,7 @@ def test_weak_training_is_stopped_at_a_rung_for_good_and_the_best_is_trained_who
     assert steps(tmp_path, 0.9)[-1] < 36
 
 
+@pytest.mark.ray
 def test_a_training_that_fails_or_whose_process_dies_stops_no_other(cluster, tmp_path):
     (diverging,) = trainings(tmp_path, (0.2,), fails=True)
     (dying,) = trainings(tmp_path, (0.3,), dies_once=True)

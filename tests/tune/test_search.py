@@ -35,6 +35,9 @@ class Bowl:
         return {"fd": distance, "seconds_per_image": 1.0}
 
 
+pytestmark = pytest.mark.ray
+
+
 @pytest.fixture(scope="module")
 def workers():
     with connected(Compute(generate=Stage(workers=2, cpus=1, gpus=0))) as cluster:
