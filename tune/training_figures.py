@@ -37,9 +37,10 @@ def distances(trials: Sequence[Trained], places: Sequence[float], name: str, met
     axes.errorbar(
         places, [trial.fd for trial in trials], errors_of(trials), fmt="o", markersize=5, capsize=3, color="#b3452c"
     )
+    middle = (min(places) + max(places)) / 2
     for place, trial in zip(places, trials, strict=True):
-        axes.annotate(trial.label, (place, trial.fd), (5, 4), textcoords="offset points", fontsize="x-small")
-    axes.margins(x=0.25)
+        offset, side = ((-5, 4), "right") if place > middle else ((5, 4), "left")  # inwards, within the frame
+        axes.annotate(trial.label, (place, trial.fd), offset, textcoords="offset points", fontsize="x-small", ha=side)
     return figure
 
 
