@@ -73,7 +73,7 @@ def test_reference_is_the_sums_of_all_usable_images_whatever_the_workers(cluster
     np.testing.assert_allclose(found[1].set.features, extractor(images), rtol=1e-4, atol=1e-4)
     expected = FeatureSums.of(found[1].set.features).statistics()
     np.testing.assert_allclose(found[1].set.statistics.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
-    both = make_reference(statistics(tmp_path / "a.npz"), listing, 16, location(tmp_path / "both"), Compute())
+    both = make_reference(statistics(tmp_path / "a.npz"), listing, 16, location(tmp_path / "both"), compute)
     real = read_reference(location(tmp_path / "both"))
     assert (both.images, both.kept_features, both.lacking) == (0, sum(COUNTS), "")
     np.testing.assert_array_equal(real.set.statistics.covariance, np.eye(1280))
