@@ -13,7 +13,7 @@ from tokenize_jobs.config import TokenizerFile
 from train.card import ModelCard
 from train.checkpoint import write_model
 
-SAMPLING = Sampling(ar_steps=2, diffusion_steps=DiffusionSteps(first=3, last=3), cfg_scale=1.5)
+SAMPLING = Sampling(ar_steps=2, diffusion_steps=DiffusionSteps(first=3, last=3), cfg_scale=1.5, max_timestep=500)
 CONDITIONS = {
     "extractor": "efficientnet-lite0", "layer": "features", "dimension": 1280, "extractor_weights": "0" * 16, "image_size": 4, "images": 64,
     "reference": "1" * 16, "reference_images": 100, "precision": "fp32",
