@@ -1,4 +1,4 @@
-"""A B ... [flags]: several evaluations on one page: numbers, what differs, samples and losses side by side
+"""A B ... [flags]: several evaluations on one page: numbers, what differs, samples, losses
 
 Each is a recipe, a saved recipe, an artifact.json, or a registered version:
 

@@ -1,4 +1,4 @@
-"""RECIPE|MODEL|IMAGES [flags]: the steps up to the evaluation, or a model or images against real ones
+"""RECIPE|MODEL|IMAGES: the steps up to the evaluation, or a model or images against real ones
 
 MODEL is a model directory, a checkpoint's artifact or models:/NAME@ALIAS; IMAGES is a folder, .tar shards or ADM's .npz
 of pictures that any code made. --reference names real images, a latent store (for its images), or ADM's .npz of
