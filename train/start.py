@@ -107,6 +107,12 @@ def _shapes(path: UPath | Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file without their values. Raises ValueError for what is none."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError("its header is cut short or damaged")
         header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    return {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+    try:
+        return {
+            name: torch.empty(entry["shape"], device="meta") for name, entry in header.items() if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"its header is damaged ({error!r})") from None

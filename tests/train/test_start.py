@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
@@ -110,3 +111,20 @@ def test_training_is_identified_by_the_content_of_what_it_starts_from(folder, tm
     assert len({random, here, raw, checkpoint(folder).steps["checkpoint"].fingerprint}) == 4
     with pytest.raises(InputError, match=r"--train\.start-from"):
         checkpoint(folder).check(["checkpoint"], 1)
+
+
+def test_damaged_header_of_the_weights_is_refused_wherever_it_was_hit(folder):
+    file, random = folder / EMA_WEIGHTS, np.random.default_rng(0)
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for number in range(100):
+        at = int(random.integers(8 if number % 3 else header))  # the header's length, and all of it
+        hit = [bytes([whole[at] ^ int(random.integers(1, 256))]), b"", random.bytes(5) + whole[at : at + 1]][number % 3]
+        file.write_bytes(whole[:at] + hit + (whole[at + 1 :] if hit else b""))
+        with pytest.raises(InputError, match=EMA_WEIGHTS):
+            initial_model(SHAPE, 3, checked(Start(folder, "ema")))
+
+
+def checked(start):
+    start.check(SHAPE, HASH)
+    return start
