@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
+from tests.pipeline.tiny import REPOSITORY, TINY, is_served, wait_until
 
 RAY = Path(sys.executable).parent / "ray"
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_TRACKING_URI": ""}
@@ -27,14 +26,8 @@ def head(no_cluster, free_port):
     )  # fmt: skip
     jobs = f"http://127.0.0.1:{dashboard}"
 
-    def answers():
-        try:
-            return urllib.request.urlopen(f"{jobs}/api/version", timeout=2).status == 200
-        except OSError:
-            return False
-
     try:
-        wait_until(answers, 90, "the cluster's start")
+        wait_until(lambda: is_served(f"{jobs}/api/version"), 90, "the cluster's start")
         yield f"127.0.0.1:{port}", jobs
     finally:
         for ending in (signal.SIGTERM, signal.SIGKILL):

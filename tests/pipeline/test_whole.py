@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from evaluate.config import Sampling
 from infra.follow import logged
 from infra.from_json import from_json
 from tests.pipeline.conftest import ENVIRONMENT
-from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
+from tests.pipeline.tiny import REPOSITORY, TINY, is_served, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STEPS = ("pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation", "registration")
@@ -193,6 +192,22 @@ def test_trainings_run_side_by_side_on_the_cores_for_two_and_each_ends_with_a_re
     assert set(result["figures"]) == {"losses", "parameters", "speed"}
 
 
+def opened(playwright, browser):
+    """Return a page of a browser that asks nobody but our server, with MLflow's hints closed."""
+    flags = (
+        "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
+    )
+    page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
+        viewport={"width": 1700, "height": 1900}
+    )
+    page.add_init_script(
+        """localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
+        localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+        localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"""
+    )
+    return page
+
+
 def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -208,29 +223,15 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     )  # fmt: skip
     base = f"http://127.0.0.1:{port}"
 
-    def healthy():
-        try:
-            return urllib.request.urlopen(f"{base}/health", timeout=2).status == 200
-        except OSError:
-            return False
-
     try:
-        wait_until(healthy, 120, "the UI's start")
+        wait_until(lambda: is_served(f"{base}/health"), 120, "the UI's start")
         from infra.tracking import Tracker
         from pipeline.links import links
 
         tracker = Tracker(f"sqlite:///{out}/mlflow.db", UPath(out))
         pages = dict(links(tracker, tracker.newest(), port=port))
-        flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
         with sync_playwright() as playwright:
-            page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
-                viewport={"width": 1700, "height": 1900}
-            )
-            page.add_init_script(
-                """localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
-                localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
-                localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"""
-            )
+            page = opened(playwright, browser)
 
             def photographed(name, *texts):
                 page.goto(pages[name], wait_until="domcontentloaded")
@@ -263,4 +264,4 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     finally:
         ui.send_signal(signal.SIGTERM)
         ui.wait(timeout=30)
-    assert not healthy()
+    assert not is_served(f"{base}/health")

@@ -1,6 +1,7 @@
 """The demo's recipe made small, as its overrides on the command line."""
 
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,3 +23,11 @@ def wait_until(reached: Callable[[], object], seconds: float, what: str) -> None
     while not reached():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.2)
+
+
+def is_served(url: str) -> bool:
+    """Tell whether a server answers there."""
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except OSError:
+        return False
