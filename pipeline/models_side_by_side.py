@@ -22,7 +22,7 @@ def check_alike(runs: Mapping[str, Run]) -> None:
     for name, run in runs.items():
         if not isinstance(run.recipe.tune, SamplingSweep):
             raise InputError(f"{name}: several models are compared by their sampling: add --sweep sampling")
-    measured = {name: _measured_by(run) for name, run in runs.items()}
+    measured = {name: _measured_by(name, run) for name, run in runs.items()}
     first, *others = measured
     for other in others:
         if measured[other] != measured[first]:
@@ -31,9 +31,12 @@ def check_alike(runs: Mapping[str, Run]) -> None:
             )
 
 
-def _measured_by(run: Run) -> tuple[str, int, str]:
+def _measured_by(name: str, run: Run) -> tuple[str, int, str]:
     assert isinstance(run.recipe.tune, SamplingSweep)
-    reference = Planner(run.recipe, run.compute, again=run.again).plan().steps["reference"].fingerprint
+    try:
+        reference = Planner(run.recipe, run.compute, again=run.again).plan().steps["reference"].fingerprint
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     return reference, run.recipe.tune.images, run.recipe.evaluate.generate.sampling.precision
 
 

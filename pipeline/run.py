@@ -10,7 +10,7 @@ from infra.artifact import Artifact, Step, git_commit
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import complain, stage
 from infra.errors import InputError
-from infra.storage import require_writable
+from infra.storage import require_writable, write_atomic
 from pipeline.links import Pages, links
 from pipeline.measuring import planner
 from pipeline.recipes import Recipe
@@ -20,6 +20,9 @@ from pipeline.summary import say_links, summary
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from infra.tracking import Tracker
+
+_RECORDED = "recorded"
+"""Beside a registration's record: the whole run is in MLflow, which need not be asked again."""
 
 
 def run(
@@ -38,8 +41,8 @@ def run(
     if pending:
         plan.check(pending, compute.train.workers, compute.train.most_workers)
         check_tracking(uri)
-    all_cached = not pending and last == "registration"
-    done, pages = (_all_cached(steps), []) if all_cached else _run(plan, steps, compute, uri, live)
+    is_done = not pending and _is_recorded_whole(steps[-1])
+    done, pages = (_all_cached(steps), []) if is_done else _run(plan, steps, compute, uri, live)
     if {"evaluation", "reconstruction"} & set(done):
         summary(plan, done)
     if pages and last in ("sweep", "registration"):
@@ -48,7 +51,7 @@ def run(
 
 
 def _all_cached(steps: list[Step]) -> dict[str, Finished]:
-    """Say that nothing is to be done: what is registered was recorded too."""
+    """Say that nothing is to be done."""
     return {step.name: _made(step) for step in steps}
 
 
@@ -76,15 +79,16 @@ def _run(
             raise
         registered = done["registration"].artifact.result if "registration" in done else None
         with answering(uri):
-            tracker.finish(parent)
             return done, links(tracker, parent, registered)
 
 
 def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> dict[str, Finished]:
-    """Make every step, whether or not it can be recorded.
+    """Make every step, whether or not it can be recorded, and finish the run.
 
     Raises InputError at the end where some could not be; nothing is registered then: what is registered was recorded.
     """
+    from infra.tracking import answering
+
     done: dict[str, Finished] = {}
     left = []
     for step in steps:
@@ -95,7 +99,15 @@ def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> di
             left.append(step.name)
     if left:
         raise InputError(f"made, but not recorded at {tracker.uri}: {', '.join(left)}; the same command records them")
+    with answering(tracker.uri):
+        tracker.finish(parent)
+    if "registration" in done:
+        write_atomic(done["registration"].artifact.path / _RECORDED, b"")
     return done
+
+
+def _is_recorded_whole(last: Step) -> bool:
+    return last.name == "registration" and (last.path / _RECORDED).exists()
 
 
 def _is_recorded(tracker: "Tracker", parent: str, step: Step, artifact: Artifact) -> bool:

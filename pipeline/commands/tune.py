@@ -22,6 +22,8 @@ from pipeline.sweeps import swept
 def main(words: list[str]) -> None:
     """Make the sweeps of recipes, or of model directories, and one picture of several."""
     targets = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        raise InputError(f"{twice[0]} is named twice: each model is swept once")
     name, flags = _named_sweep(words[len(targets) :])
 
     def change(recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ from infra.storage import location
 from infra.tracking import Tracker
 from pipeline.recipes import RECIPES, emoji_32
 from pipeline.record import MOST_POINTS, Thinned, told_apart
-from pipeline.run import _made_and_recorded
+from pipeline.run import _is_recorded_whole, _made_and_recorded
 
 
 @pytest.mark.parametrize(("steps", "every"), [(12, 2), (2000, 10), (250_000, 20), (6007, 1), (1, 1)])
@@ -74,12 +74,18 @@ def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_i
 
         return Step(root=location(tmp_path), name=name, label="s", config=None, inputs={}, make=make, result=Made)
 
-    steps = [step("latents", there), step("checkpoint", away), step("evaluation", there), step("registration", there)]
+    steps = [step("latents", there), step("checkpoint", away), step("evaluation", there), step("registration", away)]
     with pytest.raises(InputError, match=r"recorded at sqlite:.* checkpoint; the same command"):
         _made_and_recorded(steps, tracker, run)
     assert "checkpoint is not recorded" in capsys.readouterr().err
     assert [step.find() is not None for step in steps] == [True, True, True, False]
+    with pytest.raises(InputError, match="registration; the same command"):
+        _made_and_recorded(steps, tracker, run)
+    assert steps[-1].find() is not None
+    assert not _is_recorded_whole(steps[-1])  # so that the next run goes on
+    tracker.client = there
     done = _made_and_recorded(steps, tracker, run)
-    assert [of.was_cached for of in done.values()] == [True, True, True, False]
+    assert [of.was_cached for of in done.values()] == [True, True, True, True]
     recorded = sorted(child.info.run_name for child in tracker.children(run))
     assert recorded == sorted(step.name for step in steps)
+    assert _is_recorded_whole(steps[-1])

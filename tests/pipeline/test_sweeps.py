@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from infra.errors import InputError
-from pipeline.commands.tune import _named_sweep
+from pipeline.commands.tune import _named_sweep, main
 from pipeline.make import chosen_run
 from pipeline.models_side_by_side import check_alike
 from pipeline.recipes import Recipe, cifar10_32, emoji_32, imagenet_256_mar_l, with_fields
@@ -60,3 +60,8 @@ def test_models_measured_otherwise_are_not_drawn_into_one_picture(tmp_path):
         check_alike({"one": run(), "other": run("--reference.images", "20")})
     with pytest.raises(InputError, match="other: several models are compared by their sampling"):
         check_alike({"one": run(), "other": chosen_run("tune", ["emoji-32", "--tune.kind", "head"])})
+    pictures = chosen_run("tune", ["cifar10-32"], change=lambda of: replace(of, tune=SamplingSweep()))
+    with pytest.raises(InputError, match="other: where are the pictures"):
+        check_alike({"one": run(), "other": pictures})
+    with pytest.raises(InputError, match="emoji-32 is named twice"):
+        main(["emoji-32", "emoji-32", "--sweep", "sampling"])
