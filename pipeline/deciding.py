@@ -56,6 +56,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "tune/halving.py",
         "tune/trial.py",
         "tune/front.py",
+        "tune/ends.py",
     ),
     "registration": (),
 }

@@ -63,6 +63,9 @@ class SamplingSweep:
     seconds an image."""
     trials: int = added(default=0)
     """Most trials; 0 tries every combination."""
+    widen: int = added(default=0)
+    """Most trials more, of temperatures and guidance scales beyond the ends that are not worse than the best beyond
+    error."""
     minutes: float = added(default=0.0)
     """Minutes after which no trial is begun any more; 0 sets no limit."""
     images: int = 10_000
@@ -103,7 +106,7 @@ class SamplingSweep:
         return every if self.search == "optuna" else _chosen(every, self.trials, self.seed)
 
     def count(self, base: Sampling) -> int:
-        """Return the number of trials."""
+        """Return the number of trials, without those beyond the ends of ranges."""
         return self.trials if self.search == "optuna" else len(self.planned(base))
 
     def check(self, model: Model, base: Sampling) -> None:
@@ -130,7 +133,7 @@ class SamplingSweep:
             sampling.check(model)
 
     def _check_budget(self) -> None:
-        limits = {"trials": self.trials, "minutes": self.minutes, "finalists": self.finalists}
+        limits = {"trials": self.trials, "widen": self.widen, "minutes": self.minutes, "finalists": self.finalists}
         for name, value in limits.items():
             if value < 0:
                 raise InputError(f"--tune.{name} {value} is below 0; 0 sets no limit")
@@ -138,6 +141,10 @@ class SamplingSweep:
             raise InputError(f"--tune.images {self.images}: a distance takes at least two images")
         if self.search == "optuna" and not self.trials:
             raise InputError("--tune.search optuna has no end of its own: say how many --tune.trials")
+        if self.widen and len(self.temperature) < 2 and len(self.cfg_scale) < 2:
+            raise InputError(
+                "--tune.widen: give at least two values of --tune.temperature or --tune.cfg-scale to widen"
+            )
         if self.finalists and self.final_images <= self.images:
             raise InputError(
                 f"--tune.final-images {self.final_images} is no more than --tune.images {self.images}: ask for more, "

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,7 +105,7 @@ class SweepResult(Result):
     tied: tuple[str, ...] = ()
     """Labels of others whose distance is the winner's within error."""
     edges: tuple[str, ...] = ()
-    """Settings whose best value is the smallest or the largest that was tried."""
+    """Ends of ranges, in words, that are not worse than the best: better values may lie beyond."""
     front: tuple[Timed, ...] = ()
     """What is best at its speed, fastest first."""
     timed_batch: int = 0
@@ -187,21 +187,6 @@ def settings(sampling: Sampling) -> dict[str, Any]:
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Return trials, the smallest distance first."""
     return sorted(trials, key=lambda trial: trial.fd)
-
-
-def edges_of(best: Sampling, axes: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
-    """Return the numeric settings whose best value has no tried one on both of its sides, with that value.
-
-    No guidance at all is an end of its own: there is nothing beyond it.
-    """
-    found = []
-    for name, values in axes.items():
-        value = getattr(best, name)
-        if not isinstance(value, int | float) or len(values) < 2 or (name, value) == ("cfg_scale", 1):
-            continue
-        if value in (min(values), max(values)):
-            found.append(f"{name} (best at {value:g}, the {'smallest' if value == min(values) else 'largest'} tried)")
-    return tuple(found)
 
 
 def _short(sampling: Sampling) -> str:

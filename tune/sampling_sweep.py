@@ -1,7 +1,8 @@
 """Sampling sweep over one checkpoint: every trial draws images with one setting; nothing is trained."""
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from infra.hold import holding
 from infra.storage import location, write_json
 from train.card import content_digest
 from tune.config import SamplingSweep
+from tune.ends import beyond, open_sides
 from tune.front import front
-from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, edges_of, label, ranked
+from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, label, ranked
 from tune.search import Ended, Listed, Optuna, run_trials
 from tune.trial import Measurement, Work, read_trial, time_alone, timed_batch
 
@@ -65,29 +67,64 @@ def sampling_sweep(
 
 
 def _measure(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers, out: UPath) -> Measured:
+    def read(ended: Sequence[Ended]) -> list[Trial]:
+        return [read_trial(work.path(trial.sampling)) for trial in ended if trial.state == "finished"]
+
+    start = time.monotonic()
     ended = _searched(sweep, base, work, workers, out)
-    trials = [read_trial(work.path(trial.sampling)) for trial in ended if trial.state == "finished"]
-    if not trials:
+    if not read(ended):
         reasons = ", ".join(sorted({trial.reason for trial in ended}))
         raise RuntimeError(f"none of {len(ended)} trials finished: {reasons}")
+
+    def run(further: Sequence[Sampling]) -> list[Ended]:
+        stage("sweep", f"beyond the ends: {'; '.join(map(label, further))}")
+        left = max(sweep.minutes - (time.monotonic() - start) / 60, 1e-9) if sweep.minutes else 0
+        return _run_listed(further, work, workers, out / "ray_tune_beyond", left)
+
+    ended = widened(ended, sweep, read, run)
+    trials = read(ended)
     best = ranked(trials)[: sweep.finalists]
     finalists = _measured_again(best, replace(work, images=sweep.final_images), workers, out) if best else []
     return Measured(trials, finalists, ended, _timed_front(trials, work, workers))
 
 
+def widened(
+    ended: Sequence[Ended],
+    sweep: SamplingSweep,
+    read: Callable[[Sequence[Ended]], list[Trial]],
+    run: Callable[[Sequence[Sampling]], list[Ended]],
+) -> list[Ended]:
+    """Return these trials and at most `sweep.widen` more, until on each side of the best one is worse beyond error.
+
+    It ends too where none of those beyond finishes.
+    """
+    every, last = list(ended), list(ended)
+    while (left := sweep.widen - (len(every) - len(ended))) and read(last):
+        if not (further := beyond(read(every), sweep.axes())[:left]):
+            break
+        last = run(further)
+        every += last
+    return every
+
+
 def _searched(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers, out: UPath) -> list[Ended]:
     """Return how every planned trial ended, each setting once."""
-    progress = Progress("sweep", sweep.count(base), "trials")
-    folder, measure = out / "ray_tune", Measurement(work)
-    if sweep.search == "optuna":
-        search = Optuna(sweep.axes(), base, sweep.trials, sweep.seed)
-        ended = run_trials(search, measure, workers, folder, progress, sweep.minutes)
-        finished_last = sorted(ended, key=lambda trial: trial.state == "finished")
-        return list({fingerprint(canonical(trial.sampling)): trial for trial in finished_last}.values())
-    planned = sweep.planned(base)
+    if sweep.search != "optuna":
+        return _run_listed(sweep.planned(base), work, workers, out / "ray_tune", sweep.minutes)
+    search, progress = Optuna(sweep.axes(), base, sweep.trials, sweep.seed), Progress("sweep", sweep.trials, "trials")
+    ended = run_trials(search, Measurement(work), workers, out / "ray_tune", progress, sweep.minutes)
+    finished_last = sorted(ended, key=lambda trial: trial.state == "finished")
+    return list({fingerprint(canonical(trial.sampling)): trial for trial in finished_last}.values())
+
+
+def _run_listed(
+    planned: Sequence[Sampling], work: Work, workers: Workers, folder: UPath, minutes: float
+) -> list[Ended]:
+    """Return how the trial of each setting ended; those that are there are not run again."""
+    progress = Progress("sweep", len(planned), "trials")
     pending = tuple(sampling for sampling in planned if not work.path(sampling).exists())
     progress.update(len(planned) - len(pending))
-    ended = run_trials(Listed(pending), measure, workers, folder, progress, sweep.minutes) if pending else []
+    ended = run_trials(Listed(pending), Measurement(work), workers, folder, progress, minutes) if pending else []
     by_setting = {trial.sampling: trial for trial in ended}
     return [by_setting.get(sampling, Ended(sampling, "finished")) for sampling in planned]
 
@@ -122,12 +159,19 @@ def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, 
         metric=conditions.title, conditions=conditions, best=best.sampling, best_label=best.label,
         trials=tuple(measured.trials), finalists=tuple(measured.finalists),
         tied=tuple(trial.label for trial in others if trial.is_tied_with(best)),
-        edges=edges_of(best.sampling, sweep.axes()), front=tuple(measured.front), timed_batch=timed_batch,
+        edges=_edges(sweep, measured.trials, best.sampling), front=tuple(measured.front), timed_batch=timed_batch,
         unfinished=tuple(
             Unfinished(label=label(trial.sampling), sampling=trial.sampling, state=trial.state, reason=trial.reason)
             for trial in measured.ended if trial.state != "finished"
         ),
     )  # fmt: skip
+
+
+def _edges(sweep: SamplingSweep, trials: Sequence[Trial], best: Sampling) -> tuple[str, ...]:
+    """Return in words where better ones may lie beyond what was tried, each setting once."""
+    axes = sweep.axes()
+    sides = {side.name: side for side in reversed(open_sides(trials, best, axes, alike=bool(sweep.widen)))}
+    return tuple(str(sides[name]) for name in axes if name in sides)
 
 
 def _leave(result: SweepResult, folder: UPath, out: UPath) -> None:

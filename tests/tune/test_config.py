@@ -101,6 +101,8 @@ def test_another_seed_chooses_other_trials():
         (replace(SWEEP, temperature=(-1.0, 1.0)), "is below 0"),
         (replace(SWEEP, diffusion_steps=(0,)), "diffusion_steps must be at least 1"),
         (replace(SWEEP, trials=-1), "trials -1 is below 0"),
+        (replace(SWEEP, widen=-1), "widen -1 is below 0"),
+        (replace(NOTHING, diffusion_steps=(5, 9), widen=2), "at least two values"),
         (replace(SWEEP, minutes=-0.5), "minutes -0.5 is below 0"),
         (replace(SWEEP, images=1), "at least two images"),
         (replace(SWEEP, search="optuna"), "how many --tune.trials"),

@@ -12,7 +12,7 @@ from infra.from_json import from_json
 from infra.storage import location
 from tune.config import SamplingSweep
 from tune.results import SweepResult, Trial, label
-from tune.sampling_sweep import Measured, result_of
+from tune.sampling_sweep import Measured, result_of, widened
 from tune.search import Ended
 
 SWEEP = SamplingSweep(temperature=(0.9, 1.0, 1.1), cfg_scale=(1.0, 3.0, 5.0), ar_steps=(4,), images=64, finalists=0)
@@ -58,6 +58,45 @@ def test_best_on_the_edge_of_its_range_is_no_optimum_and_is_said(temperature, cf
     assert ("no optimum inside the range of" in result.headline()) == bool(ends)
 
 
+def test_end_that_is_within_error_of_the_best_is_said():
+    flat = found(lambda s: 2 + (s.temperature - 1) ** 2 * 100 + 0.01 * (s.cfg_scale - 3) ** 2)
+    assert flat.edges == ("cfg_scale (best at 3, none tried above it is worse beyond error)",)
+
+
+def read(distance):
+    return lambda ended: [trial(of.sampling, distance(of.sampling)) for of in ended if of.state == "finished"]
+
+
+def all_end(state):
+    return lambda settings: [Ended(sampling, state, "") for sampling in settings]
+
+
+@pytest.mark.parametrize(("temperature", "cfg"), [(1.0, 40.0), (0.3, 9.0), (2.5, 1.0), (1.0, 3.0)])
+def test_ranges_are_widened_until_the_planted_optimum_is_between_their_ends(temperature, cfg):
+    planned = all_end("finished")(SWEEP.settings(Sampling()))
+    sweep = replace(SWEEP, widen=60)
+    ended = widened(planned, sweep, read(bowl(temperature, cfg)), all_end("finished"))
+    assert len({of.sampling for of in ended}) == len(ended) < len(planned) + 60
+    result = result_of(sweep, Measured(read(bowl(temperature, cfg))(ended), (), ended, ()), CONDITIONS, 64)
+    assert result.edges == ()
+    assert result.best.temperature == pytest.approx(temperature, rel=0.12)
+    assert result.best.cfg_scale == pytest.approx(cfg, rel=0.4)
+    assert (len(ended) == len(planned)) == ((temperature, cfg) == (1.0, 3.0))
+
+
+@pytest.mark.parametrize(("state", "most", "further"), [("finished", 3, 3), ("failed", 9, 2), ("finished", 0, 0)])
+def test_widening_ends_with_its_budget_or_where_nothing_beyond_finishes_and_the_open_ends_are_said(
+    state, most, further
+):
+    planned = all_end("finished")(SWEEP.settings(Sampling()))
+    sweep = replace(SWEEP, widen=most)
+    ended = widened(planned, sweep, read(bowl(9.0, 90.0)), all_end(state))
+    assert len(ended) == len(planned) + further
+    result = result_of(sweep, Measured(read(bowl(9.0, 90.0))(ended), (), ended, ()), CONDITIONS, 64)
+    assert len(result.edges) == 2
+    assert len(result.unfinished) == (further if state == "failed" else 0)
+
+
 def test_trials_within_the_error_of_a_difference_are_called_ties():
     settings = SWEEP.settings(Sampling())
     distances = dict(zip(settings, [5.0, 5.2, 5.5, 9, 9, 9, 9, 9, 9], strict=True))
@@ -67,7 +106,7 @@ def test_trials_within_the_error_of_a_difference_are_called_ties():
 
 
 def test_finalists_decide():
-    first, second = (replace(Sampling(), temperature=t) for t in (0.9, 1.0))
+    first, second = (replace(SWEEP.settings(Sampling())[0], temperature=t) for t in (0.9, 1.0))
     finals = (trial(first, 4.0, images=640), trial(second, 3.0, images=640))
     result = found(bowl(0.9, 1.0), finalists=finals)
     assert (result.best, result.best_fd) == (second, 3.0)

@@ -1,0 +1,80 @@
+"""Ends of the ranges that were searched: on which sides of the best setting nothing is worse for sure."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from evaluate.config import Sampling
+from tune.config import effective
+from tune.results import Trial, ranked
+
+_LEAST = {"temperature": 0.0, "cfg_scale": 1.0, "top_k": 0, "top_p": 0.0}  # ends of their own: nothing lies below
+_WIDENED = ("temperature", "cfg_scale")  # of the others, more costs more, or the model ends them
+
+
+@dataclass(frozen=True)
+class Open:
+    """A side of the best value of a numeric setting on which no tried value is worse beyond error."""
+
+    name: str
+    best: float
+    is_above: bool
+    tried: bool
+    """Some value was tried there."""
+    next: float
+    """The value to try next."""
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.tried:
+            side = "above" if self.is_above else "below"
+            return f"{self.name} (best at {self.best:g}, none tried {side} it is worse beyond error)"
+        return f"{self.name} (best at {self.best:g}, the {'largest' if self.is_above else 'smallest'} tried)"
+
+
+def open_sides(trials: Sequence[Trial], best: Sampling, names: Iterable[str], *, alike: bool = False) -> list[Open]:
+    """Return the open sides of the settings `names`: where a value was tried alone, or is the best, that side first.
+
+    What a value is worth is told by the trial that differs from the best in it alone; where there is none, by the best
+    one that has it, unless only what is `alike` counts.
+    """
+    (mine,) = (trial for trial in trials if trial.sampling == best)
+    acting = {name: [trial for trial in trials if _acts(name, trial.sampling)] for name in names}
+    found = [_open(name, of, mine, is_above, alike) for name, of in acting.items() for is_above in (False, True)]
+    return sorted((side for side in found if side), key=lambda side: side.tried)
+
+
+def _open(name: str, trials: Sequence[Trial], mine: Trial, is_above: bool, alike: bool) -> Open | None:  # noqa: FBT001
+    value, values = getattr(mine.sampling, name), sorted({getattr(trial.sampling, name) for trial in trials})
+    if mine not in trials or len(values) < 2 or not isinstance(value, int | float):
+        return None
+    outward = [of for of in values if of > value] if is_above else [of for of in reversed(values) if of < value]
+    end, inner = (values[-1], values[-2]) if is_above else (values[0], values[1])
+    if not is_above and end <= _LEAST.get(name, -math.inf):
+        return None
+    same = {t.sampling: t for t in trials}
+    slice_ = {of: same.get(replace(mine.sampling, **{name: of})) for of in outward}
+    best_with = {getattr(trial.sampling, name): trial for trial in reversed(ranked(trials))}
+    known = [slice_[of] or (None if alike else best_with[of]) for of in outward]
+    if any(trial is not None and not trial.is_tied_with(mine) for trial in known):
+        return None
+    untried = (of for of in outward if slice_[of] is None)
+    return Open(name, value, is_above, bool(outward), next(untried, _beyond(name, end, inner)))
+
+
+def _beyond(name: str, end: float, inner: float) -> float:
+    """Return the value beyond an end: as many times the end as that is of the one beside it."""
+    return max(float(f"{end * (end / inner if inner else 2.0):.3g}"), _LEAST.get(name, -math.inf))
+
+
+def _acts(name: str, sampling: Sampling) -> bool:
+    """Tell whether a setting has an effect: a temperature on noise that a solver does not add has none."""
+    return name != "temperature" or sampling.solver == "ancestral" or sampling.temperature_on == "prediction"
+
+
+def beyond(trials: Sequence[Trial], names: Iterable[str]) -> list[Sampling]:
+    """Return what to try next: the best trial with the next temperature, or guidance scale, on each open side."""
+    best, tried = ranked(trials)[0].sampling, {trial.sampling for trial in trials}
+    sides = open_sides(trials, best, [name for name in names if name in _WIDENED], alike=True)
+    further = [effective(replace(best, **{side.name: side.next})) for side in sides]
+    return [sampling for sampling in further if sampling not in tried]
