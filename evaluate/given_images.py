@@ -121,11 +121,11 @@ def _measured(config: Evaluate, listing: Listing, features: Features, size: int,
         decoding = Decoding.on(workers, replace(listing, shards=()), size)
         work = _Work(decoding, config, features, str(out / "features"), workers.count)
         cpus = decoding.worker_cpus(workers.gpus)
-        made = actors(_Measurer, work, count=workers.count, cpus=cpus, gpus=workers.gpus)
-        rows = ActorPool(made).map_unordered(lambda worker, group: worker.__call__.remote(group), groups)
-        for done, row in enumerate(rows, 1):
-            images, faults = images + row["images"], faults + row["faults"]
-            progress.update(done, f", {images} images")
+        with actors(_Measurer, work, count=workers.count, cpus=cpus, gpus=workers.gpus) as made:
+            rows = ActorPool(made).map_unordered(lambda worker, group: worker.__call__.remote(group), groups)
+            for done, row in enumerate(rows, 1):
+                images, faults = images + row["images"], faults + row["faults"]
+                progress.update(done, f", {images} images")
     if faults:
         first = "; ".join(sorted(faults)[:_MOST_NAMED])
         raise InputError(

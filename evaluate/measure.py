@@ -52,10 +52,10 @@ def draw(drawing: Drawing, compute: Compute) -> Drawn:
         with connected(compute) as cluster:
             workers = cluster.generate
             workers = replace(workers, count=min(workers.count, len(missing)))
-            made = actors(_Measurer, drawing, workers.cpus, workers.count, **asdict(workers))
-            for span in ActorPool(made).map_unordered(lambda worker, span: worker.__call__.remote(span), missing):
-                done += len(span)
-                progress.update(done)
+            with actors(_Measurer, drawing, workers.cpus, workers.count, **asdict(workers)) as made:
+                for span in ActorPool(made).map_unordered(lambda worker, span: worker.__call__.remote(span), missing):
+                    done += len(span)
+                    progress.update(done)
     parts = [found.get(span) or read_range(folder, span) for span in spans]
     whole = merged([part for part in parts if part is not None]).first(config.images)
     if len(whole.features) != config.images:

@@ -85,8 +85,8 @@ class Work:
 def measured(work: Work, groups: list[Group], workers: Workers) -> Iterator[dict[str, Any]]:
     """Yield the row of each group, in their order, once its file is there."""
     count, cpus = min(workers.count, len(groups)), work.decoding.worker_cpus(workers.gpus)
-    made = actors(_Measurer, work, count=count, cpus=cpus, gpus=workers.gpus)
-    return ActorPool(made).map(lambda worker, group: worker.__call__.remote(group), groups)
+    with actors(_Measurer, work, count=count, cpus=cpus, gpus=workers.gpus) as made:
+        yield from ActorPool(made).map(lambda worker, group: worker.__call__.remote(group), groups)
 
 
 class _Measurer:

@@ -136,11 +136,11 @@ def _measured(
         decoding = Decoding.on(workers, replace(listing, shards=()), size)
         work = _Work(decoding, weights, features, config, str(out / "pairs"), workers.count)
         cpus = decoding.worker_cpus(workers.gpus)
-        made = actors(_Measurer, work, count=workers.count, cpus=cpus, gpus=workers.gpus)
-        rows = ActorPool(made).map_unordered(lambda worker, group: worker.__call__.remote(group), groups)
-        for done, count in enumerate(rows, 1):
-            images += count
-            progress.update(done, f", {images} images")
+        with actors(_Measurer, work, count=workers.count, cpus=cpus, gpus=workers.gpus) as made:
+            rows = ActorPool(made).map_unordered(lambda worker, group: worker.__call__.remote(group), groups)
+            for done, count in enumerate(rows, 1):
+                images += count
+                progress.update(done, f", {images} images")
     parts = [_read(work.path(group.index)) for group in groups]
     if any(part is None for part in parts):
         raise RuntimeError(f"{out}: some pairs were lost; run it again")

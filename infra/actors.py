@@ -1,14 +1,21 @@
 """Workers that keep something loaded: actors made of plain classes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 
 
-def actors(kind: type, *arguments: object, count: int, cpus: float, gpus: float, at_once: int = 1) -> list[Any]:
-    """Start `count` actors `kind(*arguments)`; each ends when nobody holds its handle any more.
+@contextmanager
+def actors(
+    kind: type, *arguments: object, count: int, cpus: float, gpus: float, at_once: int = 1
+) -> Iterator[list[Any]]:
+    """Give a block `count` actors `kind(*arguments)`; they and what they hold end with it.
 
-    Each runs `at_once` calls side by side, in threads.
+    Each runs `at_once` calls side by side, in threads. Without an end of its own an actor lives for as long as
+    anything knows its handle, the plan of a finished Ray Data job among them, and keeps cores that the next step
+    waits for.
 
     One whose process or node is lost is made again where there is room, and the calls it had not finished are run
     again. So its arguments must be few bytes, which travel with it: Ray keeps large ones (100 kB), and Ray Data's pool
@@ -19,4 +26,10 @@ def actors(kind: type, *arguments: object, count: int, cpus: float, gpus: float,
     if at_once > 1:
         options["max_concurrency"] = at_once
     made = ray.remote(kind).options(**options)  # pyrefly: ignore
-    return [made.remote(*arguments) for _ in range(count)]
+    started = [made.remote(*arguments) for _ in range(count)]
+    try:
+        yield started
+    finally:
+        for actor in started:
+            with suppress(ray.exceptions.RayError):  # a cluster that is gone has none
+                ray.kill(actor)

@@ -1,5 +1,6 @@
 """Assembles Ray Train's TorchTrainer around the loop, and turns its last checkpoint into a model directory."""
 
+import os
 import signal
 import statistics
 import threading
@@ -201,17 +202,16 @@ def _stopping(stop: Path) -> Iterator[None]:
         stop.parent.mkdir(parents=True, exist_ok=True)
         stop.touch()
         signal.signal(signal.SIGTERM, leave)
-        signal.alarm(_LEAVE_SECONDS)
+        last_word.start()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGALRM, leave)
+    last_word = threading.Timer(_LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    last_word.daemon = True
+    before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
     finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        last_word.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_passed_over(fault: str) -> None:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import ray
 from ray.util import ActorPool
 
 from infra.actors import actors
@@ -25,7 +26,18 @@ class Squares:
 
 @pytest.mark.ray
 def test_actors_killed_in_the_middle_are_made_again_and_each_call_returns_in_order(cluster, tmp_path, capfd):
-    made = actors(Squares, (0, 3, 7), str(tmp_path), count=2, cpus=0.5, gpus=0)
-    assert list(ActorPool(made).map(lambda actor, n: actor.__call__.remote(n), range(9))) == [n**2 for n in range(9)]
+    with actors(Squares, (0, 3, 7), str(tmp_path), count=2, cpus=0.5, gpus=0) as made:
+        squares = list(ActorPool(made).map(lambda actor, n: actor.__call__.remote(n), range(9)))
+    assert squares == [n**2 for n in range(9)]
     assert len(list(tmp_path.iterdir())) == 3
     assert "in the object store" not in capfd.readouterr().err
+
+
+@pytest.mark.ray
+def test_cores_are_free_after_the_block_though_a_handle_is_kept(cluster, tmp_path):
+    cores = int(ray.cluster_resources()["CPU"])
+    with actors(Squares, (), str(tmp_path), count=cores, cpus=1, gpus=0) as made:
+        kept = ray.put(made)  # as the plan of a Ray Data job has them
+        assert ray.get([actor.__call__.remote(2) for actor in made]) == [4] * cores
+    assert ray.get(ray.remote(num_cpus=cores)(lambda: 1).remote(), timeout=60) == 1
+    assert kept

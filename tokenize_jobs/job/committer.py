@@ -3,14 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from infra.storage import location
 from tokenize_jobs.store.shards import MANIFEST, commit_shard, to_table
 from tokenize_jobs.tokens import TokenKind
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Committer:
     """A process for many shards: a task for each would start as many, and take the encoders' cores."""
 

@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -117,7 +117,7 @@ def _run(
     out: UPath,
     workers: Workers,
 ) -> dict[str, float]:
-    """Stream the pending shards through the cluster, committing each as its last part arrives; returns the rates."""
+    """Stream the pending shards through the cluster; returns the rates."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
@@ -125,23 +125,29 @@ def _run(
         [{"shard": index, "of": pickle.dumps(shard)} for index, shard in enumerate(pending)],
         override_num_blocks=len(pending),
     )
-    encoders = actors(PartEncoder, weights, kind, config, str(staging), at_once=2, **asdict(workers))
-    _measure_precision(config, source, encoders[0], out)
-    cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
-    parts = rows.flat_map(
-        _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
-        compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
-        num_cpus=0.5,
-    )
+    committers = -(-workers.count // _ENCODERS_A_COMMITTER)
+    with (
+        actors(PartEncoder, weights, kind, config, str(staging), at_once=2, **asdict(workers)) as encoders,
+        actors(Committer, str(out), kind, count=committers, cpus=0, gpus=0, at_once=4) as committing,
+    ):
+        _measure_precision(config, source, encoders[0], out)
+        cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
+        parts = rows.flat_map(
+            _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
+            compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
+            num_cpus=0.5,
+        )
+        return _commit_all(parts.iter_rows(), pending, committing, Rates(workers.count))
+
+
+def _commit_all(
+    parts: Iterable[dict[str, Any]], pending: list[Shard], committers: list[Any], rates: Rates
+) -> dict[str, float]:
+    """Have each shard committed as its last part arrives; returns the rates."""
     arrived: dict[int, list[dict[str, Any]]] = {}
-    finished = 0
-    progress, commits, rates = Progress("latents", len(pending), "shards"), [], Rates(workers.count)
-    committers = [
-        Committer.options(max_concurrency=4, scheduling_strategy="SPREAD").remote(str(out), kind)
-        for _ in range(-(-workers.count // _ENCODERS_A_COMMITTER))
-    ]
+    finished, commits, progress = 0, [], Progress("latents", len(pending), "shards")
     progress.update(0)
-    for part in parts.iter_rows():
+    for part in parts:
         if part["fault"]:
             raise OSError(part["fault"])
         received = arrived.setdefault(part["shard"], [])
