@@ -41,11 +41,11 @@ def read_card(folder: UPath | Path) -> ModelCard:
 def content_digest(folder: UPath | Path) -> str:
     """Return a digest of a model's description and weights. Raises InputError naming the file that is missing.
 
-    A registered model has averaged weights alone.
+    A registered model has averaged weights alone, one trained without averaging raw weights alone.
     """
     digest = hashlib.sha256()
-    raw = () if (folder / EMA_WEIGHTS).exists() and not (folder / WEIGHTS).exists() else (WEIGHTS,)
-    for name in (MODEL, *raw, EMA_WEIGHTS):
+    weights = [name for name in (WEIGHTS, EMA_WEIGHTS) if (folder / name).exists()] or [WEIGHTS]
+    for name in (MODEL, *weights):
         try:
             with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -41,6 +41,9 @@ def read_model(folder: UPath | Path, *, ema: bool = True) -> Autoregressor:
     try:
         state = load(path.read_bytes())
         check_against(state, model.state_dict())
+    except FileNotFoundError:
+        kind, switch = ("averaged", "--evaluate.generate.no-use-ema") if ema else ("raw", "--evaluate.generate.use-ema")
+        raise InputError(f"{path}: this model has no {kind} weights; take the others with {switch}") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: {error}") from None
     model.load_state_dict(state)

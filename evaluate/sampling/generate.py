@@ -63,9 +63,20 @@ class Generator:
     def decode(self, latents: torch.Tensor, precision: str = "fp32") -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of unscaled latents (B, C, h, w), at most `_PIXELS_AT_ONCE` at a time.
 
-        Never in half precision: a young model's latents are large, and would make black images.
+        Never in half precision: a young model's latents are large, and would make black images. Raises InputError for
+        those that are no numbers, which uint8 would hide.
         """
         pixels = latents.shape[-2] * latents.shape[-1] * self.tokenizer.stride**2
         parts = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return np.concatenate([to_uint8(self.tokenizer.decode(part).float()) for part in parts])
+            return np.concatenate([to_uint8(_finite(self.tokenizer.decode(part).float())) for part in parts])
+
+
+def _finite(images: torch.Tensor) -> torch.Tensor:
+    broken = (~images.flatten(1).isfinite().all(1)).sum().item()
+    if broken:
+        raise InputError(
+            f"{broken} of {len(images)} generated images are not finite numbers: the weights are, or became so under "
+            "these sampling settings. Try a lower --evaluate.generate.sampling.cfg-scale, or an earlier checkpoint."
+        )
+    return images

@@ -1,0 +1,68 @@
+"""Images drawn from a model directory that is not as it should be, and numbers of images that are all alike."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.measure import statistics_of
+from evaluate.metrics.sets import FeatureSet
+from evaluate.metrics.table import errors, numbers
+from evaluate.sampling.generate import Generator
+from infra.errors import InputError
+from infra.storage import location
+from tests.small_model import randomised, small
+from tokenize_jobs.config import TokenizerFile
+from train.card import EMA_WEIGHTS, WEIGHTS, ModelCard, content_digest
+from train.checkpoint import write_model
+
+PIXELS = TokenizerFile("pixels")
+SAMPLING = Sampling(ar_steps=2, diffusion_steps=DiffusionSteps(first=2, last=2))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "model", randomised(small()).state_dict())
+
+
+def write(path, state):
+    card = ModelCard(
+        model=small(), latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
+        train_steps=1, images_seen=1, ema_decay=0.9,
+    )  # fmt: skip
+    write_model(location(path), card, state, state)
+    return location(path)
+
+
+def test_images_that_are_no_numbers_are_refused_and_not_shown_black(tmp_path):
+    state = randomised(small()).state_dict()
+    name = next(name for name in state if name.startswith("head") and name.endswith("bias"))
+    state[name][0] = float("nan")
+    generator = Generator(str(write(tmp_path / "model", state)), PIXELS)
+    with pytest.raises(InputError, match="2 of 2 generated images are not finite numbers"):
+        generator.draw(torch.tensor([0, 1]), range(2), 0, SAMPLING)
+
+
+def test_model_without_averaged_weights_says_so_and_is_drawn_from_its_raw_ones(folder):
+    both = content_digest(folder)
+    (folder / EMA_WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"ema\.safetensors: this model has no averaged weights; .*no-use-ema"):
+        Generator(str(folder), PIXELS)
+    drawn = Generator(str(folder), PIXELS, use_ema=False).draw(torch.tensor([0]), range(1), 0, SAMPLING)
+    assert drawn.shape[0] == 1
+    assert content_digest(folder) != both
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=WEIGHTS):
+        content_digest(folder)
+
+
+def test_images_all_alike_have_finite_numbers_far_from_real_ones():
+    random = np.random.default_rng(0)
+    same, real = np.ones((50, 8), np.float32), random.standard_normal((60, 8)).astype(np.float32)
+    alike, other = (FeatureSet(statistics_of(of), of) for of in (same, real))
+    found = numbers(alike, other)
+    # the distance to a point: squared distance of the means, and the trace of the real covariance
+    mean, covariance = real.mean(0, dtype=np.float64), np.cov(real, rowvar=False, dtype=np.float64)
+    np.testing.assert_allclose(found["fd"], np.square(1 - mean).sum() + np.trace(covariance), rtol=1e-5)
+    assert found["recall"] == 0
+    assert all(np.isfinite(list({**found, **errors(alike, other, found)}.values())))
