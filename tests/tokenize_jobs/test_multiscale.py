@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 from infra.errors import InputError
+from quantization.codebook import Codebook
+from quantization.scales import Scales, phi_of, shrink, split
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
-from tokenize_jobs.scales import Codebook, Scales, phi_of, shrink, split
 from tokenize_jobs.tokenizers.var import VARTokenizer, filled, read_var16
 from tokenize_jobs.tokens import MultiScaleCodes
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES

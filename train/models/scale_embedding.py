@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tokenize_jobs.scales import Codebook, Scales, shrink
+from quantization.codebook import Codebook
+from quantization.scales import Scales, shrink
 
 
 class ScaleEmbedding(nn.Module):

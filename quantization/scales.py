@@ -1,7 +1,4 @@
-"""A feature map as a sum of codes at several scales, coarse to fine (VAR, Tian et al. 2024, section 3.2).
-
-Imports torch alone: tokenizers quantise by it, and a model reads codes by the same arithmetic.
-"""
+"""A feature map as a sum of codes at several scales, coarse to fine (VAR, Tian et al. 2024, section 3.2)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,36 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_DISTANCES_AT_ONCE = 1 << 26
+from quantization.codebook import Codebook, look_up, nearest
+
 _BLEND = 0.5
 """Share of a phi's output that its convolution has."""
-
-
-def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index (B, h, w) of the nearest vector of a codebook (K, C) to each of latents (B, C, h, w).
-
-    In float32, by squared distance; the first of equals.
-    """
-    rows = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    norms = codebook.square().sum(1)
-    found = [
-        (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
-        for part in rows.split(max(1, _DISTANCES_AT_ONCE // len(codebook)))
-    ]
-    return torch.cat(found).view(len(latents), *latents.shape[2:])
-
-
-def look_up(codes: Tensor, codebook: Tensor) -> Tensor:
-    """Return the vectors (B, C, h, w) of codes (B, h, w)."""
-    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
-
-
-class Codebook(nn.Module):
-    """K vectors of C numbers, which no gradient moves."""
-
-    def __init__(self, codes: int, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("vectors", torch.zeros(codes, channels))
 
 
 def phi_of(scale: int, scales: int, phis: int) -> int:
