@@ -20,7 +20,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.measuring import planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from tokenize_jobs.sources.survey import survey
 from tokenize_jobs.tokenizers import geometry

@@ -15,7 +15,8 @@ from infra.cluster import Compute, recorded_at
 from infra.errors import InputError
 from infra.from_json import from_json
 from infra.storage import local_root, location, read_json
-from pipeline.recipes import Recipe, given_images, given_model
+from pipeline.recipe import Recipe
+from pipeline.recipes import given_images, given_model
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.emoji import Emoji

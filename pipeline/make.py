@@ -10,7 +10,7 @@ from infra.errors import InputError, nearest
 from pipeline.deciding import CODE
 from pipeline.flags import Unprefixed, parse
 from pipeline.own_images import SIZES, Budget, Seen, own_recipe, sketch, told
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.target import recipe_at
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 

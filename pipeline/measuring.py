@@ -11,7 +11,7 @@ from infra.console import stage
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from pipeline.plan import HELDOUT, Planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.steps import NO_IMAGES, Plan
 from tokenize_jobs import tokenizers
 from tokenize_jobs.sources.listing import ImageFiles, scan_samples

@@ -10,7 +10,7 @@ from typing import Literal
 
 from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
 from infra.errors import InputError
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.tokenizers import geometry
 from train.config import Train

@@ -20,7 +20,7 @@ from infra.storage import local_root, location
 from pipeline.deciding import CODE
 from pipeline.given import as_trained_with, images_seen, model_folder
 from pipeline.meanwhile import measured_meanwhile
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.references import named_reference
 from pipeline.results import RegistrationResult
 from pipeline.steps import NO_IMAGES, Plan, Source, run_identity

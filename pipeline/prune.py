@@ -17,7 +17,7 @@ from infra.errors import InputError
 from infra.hold import holder, holding
 from infra.storage import local_root, location, read_json
 from pipeline.plan import Planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 
 _SHARED = ("features", "trials")
 """Folders that all evaluations, or all sweeps, of a label share: needed as long as one of these is."""

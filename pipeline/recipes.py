@@ -1,9 +1,7 @@
 """Recipes: whole experiments as functions. Each returns one frozen tree; a variant is `replace(recipe(), ...)`."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from evaluate.config import (
     YOUNG_MAX_TIMESTEP,
@@ -12,53 +10,19 @@ from evaluate.config import (
     Evaluate,
     Features,
     Generate,
-    Reconstruction,
     Reference,
     Sampling,
 )
-from infra.errors import InputError, nearest
-from infra.fingerprint import canonical, flatten, where
-from infra.from_json import from_json
-from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize
+from pipeline.published import PUBLISHED, imagenet_256_mar_b
+from pipeline.recipe import Recipe
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
-from train.models.config import Architecture, mar_base, mar_huge, mar_large, trunk
+from train.models.config import Architecture, trunk
 from train.models.heads import CategoricalHead, DiffusionHead
-from train.models.trunks import CausalTrunk, MaskedTrunk, Trunk
-from tune.config import FieldSweep, HeadSweep, NoSweep, SamplingSweep
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a result, from the pictures to the registered model."""
-
-    name: str
-    """Label of what is made; names the registered model too."""
-    images: Emoji | ImageFiles = field(default_factory=ImageFiles)
-    """Where the pictures come from, and which they are."""
-    tokenizer: PretrainedTokenizer | FitTokenizer | FitVQTokenizer | FitMultiScaleTokenizer = field(
-        default_factory=PretrainedTokenizer
-    )
-    """What turns pictures into latents and back."""
-    tokenize: Tokenize = field(default_factory=Tokenize)
-    """How pictures are cropped and encoded."""
-    train: Train = field(default_factory=Train)
-    """The model and its training."""
-    reference: Reference = field(default_factory=Reference)
-    """The real images that generated ones are measured against."""
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    """How the trained model is measured."""
-    tune: NoSweep | SamplingSweep | HeadSweep | FieldSweep = field(default_factory=NoSweep)
-    """What is searched: sampling settings, of which the evaluation measures the best, or trainings side by side."""
-    latents: str = where(default="")
-    """Latent store to train on instead of making one; its content is part of every identity."""
-    checkpoint: str = where(default="")
-    """Directory of a trained model to take instead of training one; its content is part of every identity."""
-    samples: str = where(default="")
-    """Images to measure instead of a model's, named as --images.path; what they are is part of the identity."""
-    reconstruction: Reconstruction = field(default_factory=Reconstruction)
-    """How the tokenizer itself is measured, by `mar evaluate --reconstruction`."""
+from train.models.trunks import CausalTrunk, MaskedTrunk, NextScaleTrunk, Trunk
+from tune.config import NoSweep, SamplingSweep
 
 
 def emoji_32() -> Recipe:
@@ -91,6 +55,23 @@ def emoji_32() -> Recipe:
         evaluate=Evaluate(generate=Generate(images=512, sampling=sampling, batch_size=128), ceiling=True),
         tune=SamplingSweep(temperature=(0.5, 0.7), cfg_scale=(1.5, 3.0), ar_steps=(4, 8), images=64, finalists=0),
     )  # fmt: skip
+
+
+def emoji_32_var() -> Recipe:
+    """The demo's pictures by next-scale prediction (VAR): 130 codes at six scales, in six passes an image."""
+    base = emoji_32()
+    chosen = NextScaleTrunk(width=128, depth=8, heads=4, drop_path=0.0)
+    drawn = Sampling(ar_steps=6, order="raster", cfg_scale=2.0, cfg_schedule="steps")
+    return replace(
+        base,
+        name="emoji-32-var",
+        tokenizer=FitMultiScaleTokenizer(train_steps=1200),
+        train=replace(base.train, model=Architecture(trunk=chosen, head=CategoricalHead()), train_steps=1500, lr=1e-3),
+        evaluate=replace(base.evaluate, generate=replace(base.evaluate.generate, sampling=drawn), ceiling=False),
+        tune=SamplingSweep(
+            temperature=(0.8, 1.0), cfg_scale=(1.0, 2.0), ar_steps=(), top_k=(0, 32), images=64, finalists=0
+        ),
+    )
 
 
 def cifar10_32() -> Recipe:
@@ -166,47 +147,6 @@ TABLE_1 = {
 """table1-{raster, random, mar}-{ce, diff}; of mar, the sweep draws both one token a step and many."""
 
 
-def _imagenet_256(name: str, model: Architecture, micro_batch: int, cfg_scale: float) -> Recipe:
-    """ImageNet at 256 px as published: KL-16 latents, 400 epochs, 256 AR steps x 100 diffusion steps, FID-50K.
-
-    What differs from the published code: bf16 in place of fp16 with a scaled loss, and norms, the head's output and the
-    loss in fp32; one share of masked tokens a step for the whole batch, where each of its GPUs drew its own; only
-    masked tokens go through the head, which the loss leaves as it is; a step that is not finite is skipped, where
-    training ended; latents are scaled by their measured deviation instead of by 0.2325. The published FIDs are of 800
-    epochs: give --train.train-steps 500000 for those.
-    """
-    sampling = Sampling(ar_steps=256, cfg_scale=cfg_scale, precision="bf16")
-    train = Train(model=model, micro_batch=micro_batch)
-    return Recipe(name=name, train=train, evaluate=Evaluate(generate=Generate(sampling=sampling)))
-
-
-def imagenet_256_mar_b() -> Recipe:
-    """MAR-B, 208 M parameters; published FID-50K 2.31 at CFG 2.9, of 800 epochs where this trains 400.
-
-    1 to 32 GPUs take 64 images at once: 24 GiB each as counted (3.9 of weights and moments), 10 with activations
-    computed again.
-    """
-    return _imagenet_256("imagenet-256-mar-b", mar_base(), 64, 2.9)
-
-
-def imagenet_256_mar_l() -> Recipe:
-    """MAR-L, 479 M parameters; published FID-50K 1.78 at CFG 3.0, of 800 epochs where this trains 400.
-
-    1 to 32 GPUs take 64 images at once: 43 GiB each as counted (8.9 of weights and moments), 18 with activations
-    computed again.
-    """
-    return _imagenet_256("imagenet-256-mar-l", mar_large(), 64, 3.0)
-
-
-def imagenet_256_mar_h() -> Recipe:
-    """MAR-H, 943 M parameters; published FID-50K 1.55 at CFG 3.2, of 800 epochs where this trains 400.
-
-    1 to 64 GPUs take 32 images at once: 46 GiB each as counted (17.6 of weights and moments), 25 with activations
-    computed again.
-    """
-    return _imagenet_256("imagenet-256-mar-h", mar_huge(), 32, 3.2)
-
-
 def own_images(path: str) -> Recipe:
     """Images at `path`, with KL-16 and MAR-B."""
     return replace(imagenet_256_mar_b(), name="own-images", images=ImageFiles(path=path))
@@ -222,26 +162,10 @@ def given_images(path: str) -> Recipe:
     return Recipe(name="given-images", images=ImageFiles(heldout_share=0), samples=path)
 
 
-def with_fields(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with fields, by dotted name, replaced. Raises InputError for unknown ones and wrong types."""
-    tree = canonical(recipe, identity=False)
-    known = flatten(tree)
-    for name, value in fields.items():
-        if name not in known:
-            raise InputError(f"--tune: a recipe has no field {name}.{nearest(name, known)}")
-        *folders, leaf = name.split(".")
-        branch = tree
-        for folder in folders:
-            branch = branch[folder]
-        branch[leaf] = value
-    return from_json(json.dumps(tree), Recipe, "--tune")
-
-
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-32": emoji_32,
+    "emoji-32-var": emoji_32_var,
     "cifar10-32": cifar10_32,
     **TABLE_1,
-    "imagenet-256-mar-b": imagenet_256_mar_b,
-    "imagenet-256-mar-l": imagenet_256_mar_l,
-    "imagenet-256-mar-h": imagenet_256_mar_h,
+    **PUBLISHED,
 }

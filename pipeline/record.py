@@ -17,7 +17,8 @@ from infra.console import stage
 from infra.fingerprint import canonical, flatten
 from infra.follow import logged
 from infra.result import Report
-from pipeline.recipes import RECIPES, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipes import RECIPES
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs none
     from infra.tracking import Tracker

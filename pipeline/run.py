@@ -13,7 +13,7 @@ from infra.errors import InputError
 from infra.storage import require_writable, write_atomic
 from pipeline.links import Pages, links
 from pipeline.measuring import planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
 from pipeline.summary import say_links, summary

@@ -11,7 +11,7 @@ from infra.console import table
 from infra.follow import logged
 from infra.hold import holder
 from pipeline.plan import Planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 
 
 def status(recipe: Recipe, compute: Compute, again: Collection[str] = ()) -> str:

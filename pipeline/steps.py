@@ -9,7 +9,7 @@ from infra.artifact import Artifact, Step
 from infra.errors import InputError
 from infra.fingerprint import fingerprint
 from pipeline.given import as_trained_with
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import Images

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infra.errors import InputError, nearest
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from tune.config import FieldSweep, HeadSweep, SamplingSweep, TrainingSweep
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from infra.errors import InputError, nearest
 from infra.from_json import from_json
 from pipeline.own_images import SIZES
-from pipeline.recipes import RECIPES, Recipe, own_images
+from pipeline.recipe import Recipe
+from pipeline.recipes import RECIPES, own_images
 
 
 def is_path(word: str) -> bool:

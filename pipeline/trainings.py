@@ -15,7 +15,7 @@ from evaluate.config import Subject
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.fingerprint import canonical
-from pipeline.recipes import Recipe, with_fields
+from pipeline.recipe import Recipe, with_fields
 from pipeline.steps import Plan
 from train.models.heads import DiffusionHead, Head
 from train.results import LOG, CheckpointResult

@@ -16,7 +16,7 @@ from pipeline.commands.prune import Prune
 from pipeline.commands.sample import Draw, OwnDraw
 from pipeline.commands.ui import UI
 from pipeline.make import OwnRun, Run
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 
 LEANING = {"its", "of", "on", "in", "after", "among", "the same", "they"}
 """Words that a help cannot begin with when nothing stands before it."""

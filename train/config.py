@@ -26,8 +26,11 @@ class Train:
     """Images in each gradient step, over all workers."""
     lr: float = 8e-4
     """Peak learning rate; the published rule is 1e-4 x batch_size / 256."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate after the warm-up: constant, or falling as a cosine to zero."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The learning rate after the warm-up: constant; falling as a cosine; or linear, falling after a twentieth of the
+    steps, as in VAR."""
+    last_lr: float = added(default=0.0)
+    """Share of the peak learning rate that a falling one ends at."""
     warmup_steps: int = 62_500
     """Steps of linear warm-up: 100 epochs of ImageNet in the published recipe."""
     weight_decay: float = 0.02

@@ -166,14 +166,19 @@ def _autocast(*, enabled: bool) -> Iterator[None]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Takes the kernel that a GPU takes; fake tensors would take the one that keeps all attention weights."""
+    """Takes the kernels that a GPU takes; fake tensors would take the one that keeps all attention weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        dropout, causal = kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False)
-        return torch.ops.aten._scaled_dot_product_flash_attention(*args, dropout, causal)[0]
+        query, key, value, mask = (*args, kwargs.get("attn_mask"))[:4]
+        how = {name: kwargs[name] for name in ("dropout_p", "is_causal", "scale") if name in kwargs}
+        if mask is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **how)[0]
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        bias = bias.expand(*query.shape[:2], -1, -1)
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, **how)[0]
 
 
 class _Alive(TorchDispatchMode):

@@ -31,15 +31,19 @@ def parameter_groups(model: Autoregressor, weight_decay: float) -> list[dict[str
 DECAYS: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: min(1.0, (1 - progress) / 0.95),
 }
-"""Share of the peak learning rate, by the share done of the steps after the warm-up."""
+"""Share left of what the peak learning rate falls by, by the share done of the steps after the warm-up."""
 
 
-def learning_rate(step: int, peak: float, warmup_steps: int, train_steps: int, schedule: str) -> float:
-    """Return the rate of step `step` (0-based): linear warm-up, then the schedule's decay."""
+def learning_rate(
+    step: int, peak: float, warmup_steps: int, train_steps: int, schedule: str, last: float = 0.0
+) -> float:
+    """Return the rate of step `step` (0-based): linear warm-up, then the schedule's decay to `last` of the peak."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    return peak * DECAYS[schedule]((step - warmup_steps) / max(1, train_steps - warmup_steps))
+    left = DECAYS[schedule]((step - warmup_steps) / max(1, train_steps - warmup_steps))
+    return peak * (last + (1 - last) * left)
 
 
 def reducing(network: nn.Module, *, last: bool) -> AbstractContextManager:
@@ -67,7 +71,9 @@ class Optimization:
     def lr(self) -> float:
         """Learning rate of the next step."""
         config = self._config
-        return learning_rate(self.step_number, config.lr, config.warmup_steps, config.train_steps, config.lr_schedule)
+        return learning_rate(
+            self.step_number, config.lr, config.warmup_steps, config.train_steps, config.lr_schedule, config.last_lr
+        )
 
     def step(self, skip: Tensor) -> None:
         """Move the weights, unless `skip`, a bool on their device; the step is counted either way."""

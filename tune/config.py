@@ -40,7 +40,7 @@ class SamplingSweep:
     """What the temperature acts on, to try."""
     cfg_scale: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0)
     """Guidance scales to try."""
-    cfg_schedule: tuple[Literal["linear", "constant"], ...] = added(default=())
+    cfg_schedule: tuple[Literal["linear", "steps", "constant"], ...] = added(default=())
     """Schedules of the guidance to try."""
     ar_steps: tuple[int, ...] = (32, 64)
     """Numbers of autoregressive steps to try."""

@@ -26,7 +26,7 @@ from pipeline.flags import parse
 from pipeline.make import resolved
 from pipeline.own_images import SIZES, Budget, sketch
 from pipeline.plan import Planner
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile

@@ -15,7 +15,7 @@ from dataclasses import replace
 from infra.errors import InputError
 from pipeline.given import model_at
 from pipeline.make import chosen_run, make
-from pipeline.recipes import Recipe
+from pipeline.recipe import Recipe
 from pipeline.sweeps import swept
 
 

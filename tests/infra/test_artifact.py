@@ -13,7 +13,8 @@ from infra.from_json import from_json
 from infra.result import Result
 from infra.seeding import stream
 from infra.storage import location, require_writable
-from pipeline.recipes import RECIPES, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,9 @@ from infra.errors import InputError
 from infra.from_json import from_json
 from infra.storage import location
 from pipeline.plan import Planner
-from pipeline.recipes import Recipe, emoji_32, imagenet_256_mar_b, imagenet_256_mar_l, own_images
+from pipeline.published import imagenet_256_mar_b, imagenet_256_mar_l
+from pipeline.recipe import Recipe
+from pipeline.recipes import emoji_32, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan
 from tokenize_jobs.store.shards import commit_shard, publish, to_table

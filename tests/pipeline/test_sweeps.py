@@ -8,7 +8,9 @@ from infra.errors import InputError
 from pipeline.commands.tune import _named_sweep, main
 from pipeline.make import chosen_run
 from pipeline.models_side_by_side import check_alike
-from pipeline.recipes import Recipe, cifar10_32, emoji_32, imagenet_256_mar_l, with_fields
+from pipeline.published import imagenet_256_mar_l
+from pipeline.recipe import Recipe, with_fields
+from pipeline.recipes import cifar10_32, emoji_32
 from pipeline.sweeps import SWEEPS, swept
 from train.models.heads import MixtureHead
 from tune.config import SamplingSweep

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infra.errors import InputError
-from pipeline.recipes import imagenet_256_mar_b
+from pipeline.published import imagenet_256_mar_b
 from tests.small_model import TRUNKS, randomised, small
 from tests.train.test_training import CONFIG, LABELS, MODEL, TOKENS
 from train.batches import StepInput, training_draws

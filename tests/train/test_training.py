@@ -181,3 +181,11 @@ def test_learning_rate_warms_up_then_follows_its_schedule():
     assert rates[10] == pytest.approx(1.0)
     assert rates[-1] < 0.001
     assert learning_rate(100, 1.0, 10, 110, "constant") == 1.0
+
+
+def test_linear_schedule_is_flat_for_a_twentieth_and_ends_at_the_share_asked_for():
+    rates = [learning_rate(step, 2.0, 10, 110, "linear", 0.1) for step in range(110)]
+    assert rates[10:16] == [2.0] * 6
+    falls = [before - after for before, after in zip(rates[15:], rates[16:], strict=False)]
+    assert falls == pytest.approx([2.0 * 0.9 / 95] * 94)
+    assert learning_rate(110, 2.0, 10, 110, "linear", 0.1) == pytest.approx(0.2)

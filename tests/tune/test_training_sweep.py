@@ -8,7 +8,8 @@ import pytest
 from infra.cluster import Compute
 from infra.errors import InputError
 from pipeline.plan import Planner
-from pipeline.recipes import emoji_32, with_fields
+from pipeline.recipe import with_fields
+from pipeline.recipes import emoji_32
 from pipeline.trainings import planned_trainings, rule_of
 from tune.config import FieldSweep, HeadSweep, NoSweep
 
