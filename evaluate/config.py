@@ -118,9 +118,6 @@ class Sampling:
         `kept` tells by position which tokens are given; none are when it is empty.
         """
         kept = tuple(kept) or (False,) * model.num_tokens
-        to_generate = kept.count(False)
-        if not 1 <= self.ar_steps <= to_generate:
-            raise InputError(f"ar_steps is {self.ar_steps}; it must be from 1 to the {to_generate} tokens to generate")
         if self.cfg_scale != 1 and model.label_drop == 0:
             raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
         if self.order == "confidence" and not model.head.has_density:

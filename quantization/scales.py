@@ -37,14 +37,13 @@ class Scales(nn.Module):
         self.codebook = codebook
         self.phis = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(phis))
 
-    def added(self, codes: Tensor, scale: int, sides: Sequence[int]) -> Tensor:
-        """Return what codes (B, p, p) of a scale add to the feature map: (B, C, S, S), float32 under autocast too."""
+    def added(self, vectors: Tensor, scale: int, sides: Sequence[int]) -> Tensor:
+        """Return what vectors (B, C, p, p) of a scale add to the feature map: (B, C, S, S), float32 under autocast."""
         phi, side = self.phis[phi_of(scale, len(sides), len(self.phis))], sides[-1]
-        with torch.autocast(codes.device.type, enabled=False):
-            found = look_up(codes, self.codebook.vectors)
+        with torch.autocast(vectors.device.type, enabled=False):
             if scale < len(sides) - 1:
-                found = F.interpolate(found, size=(side, side), mode="bicubic")
-            return found * (1 - _BLEND) + phi(found) * _BLEND
+                vectors = F.interpolate(vectors, size=(side, side), mode="bicubic")
+            return vectors * (1 - _BLEND) + phi(vectors) * _BLEND
 
     def quantised(self, features: Tensor, sides: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield of each scale what is quantised (B, C, p, p), its codes (B, p, p), and what they add (B, C, S, S).
@@ -55,7 +54,7 @@ class Scales(nn.Module):
         for scale, side in enumerate(sides):
             shrunk = shrink(rest, side) if scale < len(sides) - 1 else rest
             codes = nearest(shrunk, self.codebook.vectors)
-            added = self.added(codes, scale, sides)
+            added = self.added(look_up(codes, self.codebook.vectors), scale, sides)
             yield shrunk, codes, added
             rest = rest - added
 
@@ -67,7 +66,7 @@ class Scales(nn.Module):
         """Yield the feature map (B, C, S, S) of codes (B, L) after each scale; the last is what `encode` stands for."""
         features: Tensor | float = 0.0
         for scale, of_scale in enumerate(split(codes, sides)):
-            features = features + self.added(of_scale, scale, sides)
+            features = features + self.added(look_up(of_scale, self.codebook.vectors), scale, sides)
             yield features
 
 

@@ -178,7 +178,9 @@ class _FusedAttention(TorchFunctionMode):
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **how)[0]
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         bias = bias.expand(*query.shape[:2], -1, -1)
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, **how)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, compute_log_sumexp=True, **how
+        )[0]
 
 
 class _Alive(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """Draws images uint8 (n, H, W, 3) from a model directory; labels follow from the index."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from evaluate.config import Sampling
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
+from evaluate.sampling.smooth import sample_smooth
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import location
@@ -54,22 +55,38 @@ class Generator:
         return self.kind.likeliest(encoded).float() * self.card.latent_scale
 
     def draw(
-        self, labels: torch.Tensor, indices: Sequence[int], seed: int, sampling: Sampling, known: Known | None = None
+        self,
+        labels: torch.Tensor | None,
+        indices: Sequence[int],
+        seed: int,
+        sampling: Sampling,
+        known: Known | None = None,
+        *,
+        smooth: bool = False,
     ) -> np.ndarray:
-        """Return images uint8 (B, H, W, 3) of these labels; `indices` name the random streams."""
-        latents = sample(self.model, labels, ImageNoise(seed, indices), sampling, known)
+        """Return images uint8 (B, H, W, 3) of these labels, or without a class; `indices` name the random streams.
+
+        `smooth`: from soft codes (`smooth.py`), for the eye alone.
+        """
+        noise = ImageNoise(seed, indices)
+        if smooth:
+            features = sample_smooth(self.model, labels, noise, sampling, known)
+            return self.decode(features, sampling.decoder_precision, self.tokenizer.of_features)
+        latents = sample(self.model, labels, noise, sampling, known)
         return self.decode(latents / self.card.latent_scale, sampling.decoder_precision)
 
-    def decode(self, latents: torch.Tensor, precision: str = "fp32") -> np.ndarray:
+    def decode(
+        self, latents: torch.Tensor, precision: str = "fp32", by: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> np.ndarray:
         """Return images uint8 (B, H, W, 3) of unscaled latents (B, C, h, w), at most `_PIXELS_AT_ONCE` at a time.
 
         Never in half precision: a young model's latents are large, and would make black images. Raises InputError for
         those that are no numbers, which uint8 would hide.
         """
         pixels = latents.shape[-2] * latents.shape[-1] * self.tokenizer.stride**2
-        parts = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
+        parts, by = latents.split(max(1, _PIXELS_AT_ONCE // pixels)), by or self.tokenizer.decode
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return np.concatenate([to_uint8(_finite(self.tokenizer.decode(part).float())) for part in parts])
+            return np.concatenate([to_uint8(_finite(by(part).float())) for part in parts])
 
 
 def _finite(images: torch.Tensor) -> torch.Tensor:

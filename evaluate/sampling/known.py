@@ -39,7 +39,7 @@ class Known:
 def known_from_pictures(
     image: Path, mask: Path, model: Model, stride: int, encode: Callable[[np.ndarray], Tensor]
 ) -> Known:
-    """Return the tokens of `image` (one, cropped to the model's size) of which all pixels of `mask` are black.
+    """Return the tokens of `image` (one, cropped to the model's size) that `mask` keeps: their pixels are all black.
 
     `encode` turns an image uint8 (H, W, 3) into latents (1, C, h, w). Raises InputError naming the file for pictures
     that cannot be read, are too small, or differ in shape.
@@ -52,7 +52,7 @@ def known_from_pictures(
             "both must have the same shape"
         )
     keep = ~touched(centre_crop(masked, side).max(-1) > _WHITE, model.latent_size // model.patch_size)
-    return Known(encode(centre_crop(shown, side)), keep.flatten())
+    return Known(encode(centre_crop(shown, side)), model.tokens.kept(keep))
 
 
 def touched(pixels: np.ndarray, tokens: int) -> Tensor:

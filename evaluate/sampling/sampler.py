@@ -37,6 +37,8 @@ def _start(config: Model, order: Tensor, known: Known | None, device: torch.devi
         blank = torch.zeros(len(order), config.num_tokens, config.token_channels, device=device)
         return blank, order.to(device), 0
     tokens = patchify(known.latents.to(device).float(), config.patch_size)
+    if config.tokens.together:  # whole scales are drawn, and what is kept takes the place of what was drawn there
+        return tokens, order.to(device), 0
     order = order.gather(1, (~known.keep[order]).long().argsort(dim=1, stable=True))
     return tokens, order.to(device), int(known.keep.sum())
 
@@ -58,7 +60,7 @@ def sample(
     device = next(model.parameters()).device
     length, channels = config.num_tokens, config.token_channels
     tokens, order, given = _start(config, generation_order(settings.order, noise.order(length)), known, device)
-    batch = len(order)
+    batch, keep = len(order), None if known is None else known.keep.to(device)
     counts = config.tokens.together or reveal_counts(settings.order, length - given, settings.ar_steps)
     heads = [settings.head_at(step) for step in range(len(counts))]
 
@@ -87,6 +89,8 @@ def sample(
             cfg_scale = settings.cfg_at(step, length - start - count, length) if guided else 1.0
             drawn = model.head.sample(condition, draws.to(device, non_blocking=True), heads[step], null, cfg_scale)
             positions, drawn = order[:batch, start:stop].sort(1).values, drawn.view(batch, -1, channels)
+            if known is not None:
+                drawn = torch.where(keep[positions][..., None], take_rows(tokens, positions), drawn)
             if choice is not None:
                 density = model.head.log_density(drawn.flatten(0, 1), condition, null, cfg_scale).view(batch, -1)
                 surest = most_confident(density, to_gumbel(choice.to(device)), settings.choice_noise_at(step))

@@ -7,6 +7,7 @@ With the checkpoint of a recipe, with a registered model, or with any model dire
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,6 +60,10 @@ class Draw:
     """Sample the raw weights instead of the averaged ones."""
     sampling: Sampling = field(default_factory=Sampling)
     """How the images are drawn."""
+    no_class: bool = False
+    """Draw without a class, by the null class of training; --per-class is then the number of images."""
+    smooth: bool = False
+    """Draw a next-scale model's pictures from soft codes (VAR's more_smooth): nicer to look at, and never measured."""
     edit: Edit = field(default_factory=Edit)
     """Repaint a part of an image instead of drawing whole ones."""
     tokenizer: PretrainedTokenizer = field(default_factory=PretrainedTokenizer)
@@ -114,25 +119,35 @@ def draw(subject: Subject, options: Draw) -> str:
     """Write the images; returns a line saying where."""
     generator = Generator(subject.model, subject.tokenizer, use_ema=not options.raw_weights)
     names = spoken(generator.card.classes)
-    count = generator.card.model.num_classes
-    labels = options.classes or tuple(range(min(10, count)))
-    outside = [label for label in labels if not 0 <= label < count]
-    if outside:
-        raise InputError(f"--classes {outside[0]}: this model has classes 0 to {count - 1}")
-    wanted = torch.tensor(labels).repeat_interleave(options.per_class)
-    known = _known(options.edit, generator, len(wanted))
-    images = generator.draw(wanted, range(len(wanted)), options.seed, options.sampling, known)
+    labels = _labels(options, generator.card.model.num_classes)
+    wanted = None if options.no_class else torch.tensor(labels).repeat_interleave(options.per_class)
+    indices = range(len(labels) * options.per_class)
+    known = _known(options.edit, generator, len(indices))
+    images = generator.draw(wanted, indices, options.seed, options.sampling, known, smooth=options.smooth)
     folder = Path(options.to)
     folder.mkdir(parents=True, exist_ok=True)
-    for index, (image, label) in enumerate(zip(images, wanted.tolist(), strict=True)):
-        Image.fromarray(image).save(folder / f"{index:06d}-class{label}.png")
-    shown = [names[label] if label < len(names) else str(label) for label in labels]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:06d}-class{labels[index // options.per_class]}.png")
+    shown = [names[label] if isinstance(label, int) and label < len(names) else str(label) for label in labels]
     rows = images.reshape(len(labels), options.per_class, *images.shape[1:])
     picture = sample_grid(
         lambda index: rows[index % len(rows), index // len(rows)], len(images), shown, options.per_class
     )
     picture.save(folder / "grid.png")
     return f"{len(images)} images and grid.png in {folder}"
+
+
+def _labels(options: Draw, count: int) -> Sequence[int | str]:
+    """Return the class of each row of the grid. Raises InputError for one that the model does not have."""
+    if options.no_class:
+        if options.classes:
+            raise InputError("--no-class draws without a class, and --classes names some: give one of them")
+        return ("none",)
+    labels = options.classes or tuple(range(min(10, count)))
+    outside = [label for label in labels if not 0 <= label < count]
+    if outside:
+        raise InputError(f"--classes {outside[0]}: this model has classes 0 to {count - 1}")
+    return labels
 
 
 def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:

@@ -1,6 +1,7 @@
 """The training step without Ray: it learns, resumes to the same bytes, and does not depend on the workers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,6 +187,6 @@ def test_learning_rate_warms_up_then_follows_its_schedule():
 def test_linear_schedule_is_flat_for_a_twentieth_and_ends_at_the_share_asked_for():
     rates = [learning_rate(step, 2.0, 10, 110, "linear", 0.1) for step in range(110)]
     assert rates[10:16] == [2.0] * 6
-    falls = [before - after for before, after in zip(rates[15:], rates[16:], strict=False)]
+    falls = [before - after for before, after in pairwise(rates[15:])]
     assert falls == pytest.approx([2.0 * 0.9 / 95] * 94)
     assert learning_rate(110, 2.0, 10, 110, "linear", 0.1) == pytest.approx(0.2)

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from evaluate.config import Sampling
+from evaluate.sampling.known import Known
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
+from evaluate.sampling.smooth import sample_smooth
 from infra.errors import InputError
 from tests.golden_arrays import assert_reproduced, load
-from tests.small_model import randomised, step_loss
+from tests.small_model import randomised, small, step_loss
 from train.batches import StepInput, training_draws
+from train.config import Train
+from train.memory import counted
 from train.models.build import build_model
 from train.models.categorical import filtered
 from train.models.config import Architecture
@@ -126,25 +130,34 @@ def test_without_normalised_queries_the_recorded_logits_follow():
     assert_reproduced(model.head.logits(condition).detach(), golden.arrays["nol2.logits"])
 
 
-def sampled_runs(golden):
-    """The recorded runs that draw codes and change none: number and settings."""
-    runs = enumerate(golden.meta["sampling"])
-    return [(j, run) for j, run in runs if not run["more_smooth"] and "edit" not in run]
+def runs(golden, *, smooth):
+    """Of each recorded run: its arrays, our settings, and what an edit keeps."""
+    for j, run in enumerate(golden.meta["sampling"]):
+        if run["more_smooth"] != smooth:
+            continue
+        recorded = {name.partition(".")[2]: of for name, of in golden.arrays.items() if name.startswith(f"sample{j}.")}
+        settings = Sampling(
+            ar_steps=len(golden.meta["config"]["patch_nums"]), order="raster", cfg_scale=1 + run["cfg"],
+            cfg_schedule="steps", top_k=run["top_k"], top_p=run["top_p"] or 1.0,
+        )  # fmt: skip
+        known = None
+        if "edit" in run:
+            keep = recorded_model(golden).config.tokens.kept(recorded["edit_mask"].bool())
+            assert torch.equal(keep, recorded["keep"].bool())
+            known = Known(golden.arrays["vq.ids"][:, None, :, None], keep)
+        yield recorded, settings, known
 
 
 @torch.no_grad()
-def test_sampling_gives_the_recorded_logits_filters_and_inputs(golden):
+def test_sampling_and_editing_give_the_recorded_logits_filters_and_inputs(golden):
     model = recorded_model(golden)
-    counts = model.config.tokens.together
-    for j, run in sampled_runs(golden):
-        recorded = {name.partition(".")[2]: of for name, of in golden.arrays.items() if name.startswith(f"sample{j}.")}
-        settings = Sampling(
-            ar_steps=len(counts), order="raster", cfg_scale=1 + run["cfg"], cfg_schedule="steps",
-            top_k=run["top_k"], top_p=run["top_p"] or 1.0,
-        )  # fmt: skip
-        settings.check(model.config)
-        tokens, labels = recorded["ids"][..., None].float(), recorded["labels"]
-        vectors = torch.cat([model.class_vectors(labels, len(labels)), model.class_vectors(None, len(labels))])
+    counts, null_class = model.config.tokens.together, model.config.num_classes
+    for recorded, settings, known in runs(golden, smooth=False):
+        codes, labels = recorded["ids"][..., None].float(), recorded["labels"]
+        settings.check(model.config, () if known is None else known.keep.tolist())
+        tokens = codes if known is None else torch.where(known.keep[:, None], known.latents[:, 0], codes)
+        vectors = model.class_vectors(labels.clamp(max=null_class - 1), len(labels), labels == null_class)
+        vectors = torch.cat([vectors, model.class_vectors(None, len(labels))])
         state, start, found, kept, sums = model.begin(vectors, recorded["ids"].repeat(2, 1)), 0, [], [], []
         for step, count in enumerate(counts):
             both = model.conditions(state, tokens.repeat(2, 1, 1), start, start + count)
@@ -161,6 +174,63 @@ def test_sampling_gives_the_recorded_logits_filters_and_inputs(golden):
             ours, theirs = torch.cat(kept, 1), recorded["filtered"]
             assert torch.equal(ours.isfinite(), theirs.isfinite())
             assert_reproduced(ours[theirs.isfinite()], theirs[theirs.isfinite()])
+
+
+class RecordedGumbel:
+    """Draws of a recorded run, as normal numbers: one an image, code and scale."""
+
+    def __init__(self, gumbel, counts):
+        self.parts = iter(torch.special.ndtri(torch.exp(-torch.exp(-gumbel.double()))).split(counts, 1))
+
+    def order(self, num_tokens):
+        return torch.arange(num_tokens).expand(2, -1)
+
+    def normal(self, draws, rows, channels):
+        return next(self.parts)[None]
+
+
+SMOOTH = 2e-3
+"""Of the largest value: tau, by which the softmax divides, falls to 0.0135."""
+
+
+def test_smooth_pictures_add_up_to_the_recorded_features_edited_ones_too():
+    golden = load("var_tiny")
+    model, tried = recorded_model(golden), 0
+    for recorded, settings, known in runs(golden, smooth=True):
+        noise = RecordedGumbel(recorded["gumbel"], list(model.config.tokens.together))
+        features = sample_smooth(model, recorded["labels"], noise, settings, known)
+        last = recorded["f_hat"][-1]
+        assert (features - last).abs().max() < SMOOTH * last.abs().max()
+        tried += 1
+    assert tried == 2
+
+
+def test_edit_keeps_codes_of_every_scale_and_draws_the_others_anew():
+    model, source = small_var(), some_codes(3, seed=1)[:, None]
+    places = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    keep = TOKENS.kept(places)
+    assert keep.tolist() == [True, True, False, False, False, *places.flatten().tolist()]
+    known, labels, noise = Known(source, keep), torch.tensor([0, 3, 4]), ImageNoise(0, range(3))
+    edited, plain = (
+        sample(model, labels, noise, SETTINGS, known),
+        sample(model, labels, ImageNoise(0, range(3)), SETTINGS),
+    )
+    assert torch.equal(edited[:, :, keep], source[:, :, keep])
+    assert (edited[:, :, ~keep] != source[:, :, ~keep]).any()
+    again = sample(model, labels, ImageNoise(0, range(3)), SETTINGS, Known((source + 1) % 7, keep))
+    assert (again[:, :, ~keep] != edited[:, :, ~keep]).any(), "what is drawn follows from what is kept"
+    assert plain.shape == edited.shape
+
+
+def test_smooth_pictures_of_other_trunks_are_refused():
+    with pytest.raises(InputError, match="--smooth: a masked model adds up no scales"):
+        sample_smooth(build_model(small()), None, ImageNoise(0, range(1)), SETTINGS)
+
+
+def test_memory_of_a_masked_attention_is_counted_as_that_of_a_fused_kernel():
+    config = Train(precision="fp32")
+    many, few = (counted(SHAPE, config, images, recomputing=False).activations for images in (8, 4))
+    assert many < 2 * few < 3 * many
 
 
 def test_at_the_start_the_loss_is_that_of_equal_probabilities():
@@ -233,7 +303,6 @@ def test_stochastic_depth_drops_images_while_training_alone():
     [
         (replace(SETTINGS, ar_steps=4), (), "ar_steps is 4; a next-scale model needs one a scale: 3"),
         (replace(SETTINGS, order="random"), (), "order is 'random'; a next-scale model goes coarse to fine"),
-        (SETTINGS, (True, *(False,) * 13), "cannot go on from kept tokens: no editing"),
     ],
 )
 def test_sampling_that_it_cannot_do_is_refused(settings, kept, fault):

@@ -72,4 +72,8 @@ class SmallMultiScale(SmallAutoencoder):
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [-1, 1] of codes (B, 1, L, 1), whole numbers."""
         *_, features = self.scales.partial_sums(latents[:, 0, :, 0].long(), self.sides)
+        return self.of_features(features)
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Return images in [-1, 1] of features (B, C, S, S)."""
         return super().decode(features)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantization.codebook import Codebook
@@ -25,11 +26,18 @@ class ScaleEmbedding(nn.Module):
             read = [_rows(features, side) for side, features in zip(self.sides[1:], sums, strict=False)]
         return self.word_embed(torch.cat(read, 1))
 
-    def after(self, features: Tensor | float, codes: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """Return the sum so far (B, C, S, S) with codes (B, p^2) of a scale, and the input of the next scale."""
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Return the codebook's vectors (B, n, C) of codes (B, n)."""
+        return F.embedding(codes, self.scales.codebook.vectors)
+
+    def summed(self, features: Tensor | float, vectors: Tensor, scale: int) -> Tensor:
+        """Return the sum so far (B, C, S, S) with the vectors (B, p^2, C) of a scale."""
         side = self.sides[scale]
-        features = features + self.scales.added(codes.unflatten(1, (side, side)), scale, self.sides)
-        return features, self.word_embed(_rows(features, self.sides[scale + 1]))
+        return features + self.scales.added(vectors.mT.unflatten(2, (side, side)), scale, self.sides)
+
+    def read(self, features: Tensor, scale: int) -> Tensor:
+        """Return the input (B, p^2, width) of a scale, of the sum (B, C, S, S) of the coarser ones."""
+        return self.word_embed(_rows(features, self.sides[scale]))
 
 
 def _rows(features: Tensor, side: int) -> Tensor:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Form = Literal["continuous tokens", "codes"]
 """What heads draw, and say that they draw."""
 Layout = Literal["tokens of one grid", "codes at several scales"]
 """What trunks predict, and say that they predict."""
+_ALWAYS_KEPT, _HALF = 3, 0.5
 
 
 class OneGrid:
@@ -26,6 +27,10 @@ class OneGrid:
     def grid(self, side: int) -> tuple[int, int]:
         """Return rows and columns of the tokens, of so many a side."""
         return side, side
+
+    def kept(self, places: "Tensor") -> "Tensor":
+        """Return which tokens (L,) an edit keeps, of which places (S, S) of the grid it keeps."""
+        return places.flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,19 @@ class MultiScaleTokens:
     def grid(self, side: int) -> tuple[int, int]:  # noqa: ARG002
         """Return rows and columns of the tokens: one row for all scales."""
         return sum(self.together), 1
+
+    def kept(self, places: "Tensor") -> "Tensor":
+        """Return which codes (L,) an edit keeps, of which places (S, S) of the finest scale: all of a scale of three
+        codes or fewer, and those of which more than half is kept (VAR's in- and out-painting)."""
+        from torch import cat, nn, ones
+
+        shrunk = (
+            nn.functional.interpolate(places[None, None].float(), size=(side, side), mode="bilinear").flatten() > _HALF
+            if side**2 > _ALWAYS_KEPT
+            else ones(side**2, dtype=bool)
+            for side in self.scales
+        )
+        return cat(list(shrunk))
 
     def embedding(self, channels: int, width: int) -> "nn.Module":  # noqa: ARG002  a code is one number
         """Return the layer that makes the inputs of scales out of the codes of coarser ones."""

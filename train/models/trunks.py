@@ -69,8 +69,16 @@ class MaskedTrunk:
         """Return the fewest steps in which so many tokens can be generated: all at once."""
         return 1
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
-        """Take any order, any number of steps and any kept tokens."""
+    def check_sampling(
+        self,
+        order: str,  # noqa: ARG002
+        ar_steps: int,
+        kept: Sequence[bool],
+        together: Sequence[int],  # noqa: ARG002
+    ) -> None:
+        """Raise ValueError unless each step can reveal a token; any order, and any kept tokens."""
+        if not 1 <= ar_steps <= kept.count(False):
+            raise ValueError(f"ar_steps is {ar_steps}; it must be from 1 to the {kept.count(False)} tokens to generate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +234,14 @@ class NextScaleTrunk:
         """Return the fewest steps in which so many tokens can be generated: one a scale."""
         return len(together)
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
-        """Raise ValueError for an order or a number of steps other than its own, and for kept tokens."""
-        if any(kept):
-            raise ValueError("this model draws whole scales, and cannot go on from kept tokens: no editing")
+    def check_sampling(
+        self,
+        order: str,
+        ar_steps: int,
+        kept: Sequence[bool],  # noqa: ARG002
+        together: Sequence[int],
+    ) -> None:
+        """Raise ValueError for an order or a number of steps other than its own; any tokens may be kept."""
         if order != "raster":
             raise ValueError(f"order is '{order}'; a next-scale model goes coarse to fine: 'raster'")
         if ar_steps != len(together):

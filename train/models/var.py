@@ -119,7 +119,9 @@ class HeadNorm(nn.Module):
 
 
 @dataclass
-class _Generation:
+class Generation:
+    """What a generation keeps from one scale to the next."""
+
     class_vectors: Tensor
     modulations: list[Tensor]
     caches: list[KeyValueCache]
@@ -196,22 +198,27 @@ class VAR(Autoregressor):
             x = block(x, modulation, self.mask)
         return self.head_nm(x, class_vectors)[:, num_visible:]
 
-    def begin(self, class_vectors: Tensor, order: Tensor) -> _Generation:  # noqa: ARG002  there is one order
+    def begin(self, class_vectors: Tensor, order: Tensor) -> Generation:  # noqa: ARG002  there is one order
         """Return the state of a generation, with empty caches."""
         caches = [KeyValueCache() for _ in self.blocks]
-        return _Generation(class_vectors, self._modulations(class_vectors), caches)
+        return Generation(class_vectors, self._modulations(class_vectors), caches)
 
-    def conditions(self, state: _Generation, tokens: Tensor, start: int, stop: int) -> Tensor:
+    def conditions(self, state: Generation, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Return the condition (B, p^2, D) of the codes of the next scale, which reads the scale before."""
         scale = state.scale
         if (start, stop) != (first := sum(self.counts[:scale]), first + self.counts[scale]):
             raise ValueError(f"a next-scale model predicts a scale a step, not codes {start} to {stop}")
-        if scale == 0:
-            read = state.class_vectors[:, None] + self.pos_start
-        else:
+        if scale:
             before = tokens[:, start - self.counts[scale - 1] : start, 0].long()
-            state.features, read = self.z_proj.after(state.features, before, scale - 1)
-        x = self._rows(read, start)
+            state.features = self.z_proj.summed(state.features, self.z_proj.vectors(before), scale - 1)
+        return self.next_scale(state)
+
+    def next_scale(self, state: Generation) -> Tensor:
+        """Return the condition (B, p^2, D) of the codes of the next scale, which reads the sum in `state`."""
+        scale = state.scale
+        start = state.class_vectors[:, None] + self.pos_start
+        read = self.z_proj.read(state.features, scale) if scale else start
+        x = self._rows(read, sum(self.counts[:scale]))
         for block, modulation, cache in zip(self.blocks, state.modulations, state.caches, strict=True):
             x = block(x, modulation, cache=cache, capacity=self.capacity)
         state.scale += 1
