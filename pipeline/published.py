@@ -1,7 +1,7 @@
 """Recipes of published models on ImageNet, at the published sizes."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Literal
 
 from evaluate.config import Evaluate, Generate, Sampling
 from pipeline.recipe import Recipe
@@ -53,14 +53,21 @@ def imagenet_256_mar_h() -> Recipe:
     return _imagenet_256("imagenet-256-mar-h", mar_huge(), 32, 3.2)
 
 
-def _imagenet_var(depth: int, *, epochs: int, base_lr: float, last_lr: float, gate_init: float, batch: int) -> Recipe:
-    """VAR on ImageNet at 256 px as published: codes at ten scales, ten passes an image, FID-50K.
+def _next_scale(depth: int, gate_init: float, adaln: Literal["block", "shared"] = "block") -> NextScaleTrunk:
+    return NextScaleTrunk(
+        width=64 * depth, depth=depth, heads=depth, drop_path=0.1 * depth / 24, gate_init=gate_init, adaln=adaln
+    )
+
+
+def _imagenet_var(
+    trunk: NextScaleTrunk, image_size: int = 256, *, epochs: int, base_lr: float, last_lr: float, batch: int = 768
+) -> Recipe:
+    """VAR on ImageNet as published: codes at ten scales, ten passes an image, FID-50K.
 
     What differs from the published code: codes are stored once, of centre crops and of their mirror images, where each
     step encoded random crops; bf16 in place of fp16 with a scaled loss; weight decay is constant and spares the head,
     which begins at zero. Sampling takes the raw weights, since none were averaged.
     """
-    trunk = NextScaleTrunk(width=64 * depth, depth=depth, heads=depth, drop_path=0.1 * depth / 24, gate_init=gate_init)
     steps = epochs * (1_281_167 // batch)
     train = Train(
         model=Architecture(trunk=trunk, head=CategoricalHead()), train_steps=steps, batch_size=batch, micro_batch=32,
@@ -71,7 +78,8 @@ def _imagenet_var(depth: int, *, epochs: int, base_lr: float, last_lr: float, ga
         ar_steps=10, order="raster", cfg_scale=2.5, cfg_schedule="steps", top_k=900, top_p=0.96, precision="bf16"
     )
     return Recipe(
-        name=f"imagenet-256-var-d{depth}", tokenizer=PretrainedTokenizer(kind="var16"), train=train,
+        name=f"imagenet-{image_size}-var-d{trunk.depth}", tokenizer=PretrainedTokenizer(kind="var16"),
+        tokenize=Tokenize(image_size=image_size), train=train,
         evaluate=Evaluate(generate=Generate(sampling=sampling, use_ema=False)),
     )  # fmt: skip
 
@@ -82,7 +90,7 @@ def imagenet_256_var_d16() -> Recipe:
     The tokenizer is VAR's file: `--tokenizer.path vae_ch160v4096z32.pth`. 1 to 24 GPUs take 32 images at once: 26 GiB
     each as counted (5.8 of weights and moments), 8 with activations computed again.
     """
-    return _imagenet_var(16, epochs=200, base_lr=1e-4, last_lr=0.1, gate_init=1e-3, batch=768)
+    return _imagenet_var(_next_scale(16, 1e-3), epochs=200, base_lr=1e-4, last_lr=0.1)
 
 
 def imagenet_256_var_d20() -> Recipe:
@@ -91,7 +99,7 @@ def imagenet_256_var_d20() -> Recipe:
     1 to 24 GPUs take 32 images at once: 42 GiB each as counted (11.2 of weights and moments), 15 with activations
     computed again.
     """
-    return _imagenet_var(20, epochs=250, base_lr=1e-4, last_lr=0.1, gate_init=1e-3, batch=768)
+    return _imagenet_var(_next_scale(20, 1e-3), epochs=250, base_lr=1e-4, last_lr=0.1)
 
 
 def imagenet_256_var_d24() -> Recipe:
@@ -100,7 +108,7 @@ def imagenet_256_var_d24() -> Recipe:
     1 to 24 GPUs take 32 images at once: 64 GiB each as counted (19.2 of weights and moments), 25 with activations
     computed again.
     """
-    return _imagenet_var(24, epochs=350, base_lr=8e-5, last_lr=0.01, gate_init=1e-4, batch=768)
+    return _imagenet_var(_next_scale(24, 1e-4), epochs=350, base_lr=8e-5, last_lr=0.01)
 
 
 def imagenet_256_var_d30() -> Recipe:
@@ -109,7 +117,7 @@ def imagenet_256_var_d30() -> Recipe:
     Its weight decay rose from 0.05 to 0.08; here it stays. 1 to 32 GPUs take 32 images at once: 108 GiB each as counted
     (37.4 of weights and moments), 47 with activations computed again.
     """
-    return _imagenet_var(30, epochs=350, base_lr=8e-5, last_lr=0.01, gate_init=1e-5, batch=1024)
+    return _imagenet_var(_next_scale(30, 1e-5), epochs=350, base_lr=8e-5, last_lr=0.01, batch=1024)
 
 
 def imagenet_512_var_d36() -> Recipe:
@@ -118,10 +126,7 @@ def imagenet_512_var_d36() -> Recipe:
     Its weight decay rose from 0.05 to 0.08; here it stays. 1 to 24 GPUs take 32 images at once, with activations
     computed again: 73 GiB each as counted (43.8 of weights and moments).
     """
-    base = _imagenet_var(36, epochs=350, base_lr=8e-5, last_lr=0.01, gate_init=5e-6, batch=768)
-    model = replace(base.train.model, trunk=replace(base.train.model.trunk, adaln="shared"))
-    train = replace(base.train, model=model)
-    return replace(base, name="imagenet-512-var-d36", tokenize=Tokenize(image_size=512), train=train)
+    return _imagenet_var(_next_scale(36, 5e-6, adaln="shared"), 512, epochs=350, base_lr=8e-5, last_lr=0.01)
 
 
 PUBLISHED: dict[str, Callable[[], Recipe]] = {
