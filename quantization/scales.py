@@ -42,7 +42,7 @@ class Scales(nn.Module):
         phi, side = self.phis[phi_of(scale, len(sides), len(self.phis))], sides[-1]
         with torch.autocast(vectors.device.type, enabled=False):
             if scale < len(sides) - 1:
-                vectors = F.interpolate(vectors, size=(side, side), mode="bicubic")
+                vectors = F.interpolate(vectors, size=side, mode="bicubic")
             return vectors * (1 - _BLEND) + phi(vectors) * _BLEND
 
     def quantised(self, features: Tensor, sides: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -78,4 +78,4 @@ def split(codes: Tensor, sides: Sequence[int]) -> list[Tensor]:
 
 def shrink(features: Tensor, side: int) -> Tensor:
     """Return features (B, C, S, S) averaged over areas: (B, C, side, side), float32 under autocast too."""
-    return F.interpolate(features.float(), size=(side, side), mode="area")
+    return F.interpolate(features.float(), size=side, mode="area")

@@ -1,5 +1,6 @@
 """Codes at several scales and VAR's tokenizer: exact to the arrays of the published code."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from quantization.scales import Scales, phi_of, shrink, split
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
 from tokenize_jobs.tokenizers.var import VARTokenizer, filled, read_var16
 from tokenize_jobs.tokens import MultiScaleCodes
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
@@ -118,6 +120,35 @@ def test_ten_scales_give_the_recorded_codes_and_sum():
     assert torch.equal(codes, golden["k10.ids"])
     *_, last = scales.partial_sums(codes, TEN)
     assert_reproduced(last, golden["k10.f_hat"])
+
+
+def test_rectangular_scales_give_the_recorded_codes_and_sum():
+    golden, sides = load("var_tiny").arrays, [tuple(side) for side in load("var_tiny").meta["rect_patch_nums"]]
+    found = list(recorded_scales(golden).quantised(golden["rect.f"], sides))
+    assert torch.equal(torch.cat([codes.flatten(1) for _, codes, _ in found], 1), golden["rect.ids"])
+    assert_reproduced(sum(added for *_, added in found), golden["rect.f_hat"])
+
+
+def test_fitting_gives_the_recorded_loss_and_gradients():
+    """But for the codebook's: here it follows the latents by moving averages."""
+    golden = load("var_tiny").arrays
+    shape = MultiScaleShape(
+        stride=2, channels=8, width=8, depth=1, codebook_size=64, scales=(1, 2, 3, 4), phis=4
+    )  # fmt: skip
+    small = SmallMultiScale(shape, decay=0.99, commitment=0.25)
+    small.encoder, small.decoder = torch.nn.Identity(), torch.nn.Identity()
+    small.scales.load_state_dict(recorded_scales(golden).state_dict() | {"codebook.counts": torch.ones(64)})
+    features = golden["vq.f"].clone().requires_grad_()
+    decoded, loss = small.reconstruct(features, np.random.default_rng(0))
+    assert_reproduced(loss.detach()[None], golden["vqtrain.loss"])
+    assert_reproduced(decoded.detach(), golden["vqtrain.f_hat"])
+    ((decoded * golden["vqtrain.upstream"]).sum() + loss).backward()
+    gradients = {"f": features.grad} | {
+        f"quant_resi.qresi_ls.{name}": of.grad for name, of in small.scales.phis.named_parameters()
+    }
+    assert len(gradients) == 9
+    for name, gradient in gradients.items():
+        assert_reproduced(gradient, golden[f"vqtrain.grad.{name}"])
 
 
 def test_phi_of_each_scale_is_the_published_one_in_its_ties_too():

@@ -1,5 +1,6 @@
 """Next-scale prediction: exact to the arrays of the published code, and what must hold for any weights."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,8 +13,11 @@ from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
 from evaluate.sampling.smooth import sample_smooth
 from infra.errors import InputError
-from tests.golden_arrays import assert_reproduced, load
+from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tests.small_model import randomised, small, step_loss
+from tests.tokenize_jobs.test_multiscale import full_size_state
+from tokenize_jobs.tokenizers.var import from_published as from_published_tokenizer
+from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 from train.batches import StepInput, training_draws
 from train.config import Train
 from train.memory import counted
@@ -114,6 +118,53 @@ def test_teacher_forcing_gives_the_recorded_arrays_and_gradients(golden):
         assert (published[name] - gradient).abs().max() < GRADIENTS * gradient.abs().max(), name
     null = model.training_conditions(codes[..., None].float(), model.class_vectors(None, len(codes)), order, 0)
     assert_reproduced(model.head.logits(null).detach(), arrays["tf.logits_null"])
+
+
+def d16_state():
+    """VAR-d16's tensors by formula, with the exceptions that its arrays were recorded with."""
+    width, shapes = 1024, {"word_embed.weight": (1024, 32), "head_nm.ada_lin.1.weight": (2048, 1024)}
+    shapes |= {"head.weight": (4096, width), "word_embed.bias": (width,), "head_nm.ada_lin.1.bias": (2 * width,)}
+    shapes |= {"head.bias": (4096,)}
+    layers = {"attn.mat_qkv": (3, 1), "attn.proj": (1, 1), "ffn.fc1": (4, 1), "ffn.fc2": (1, 4), "ada_lin.1": (6, 1)}
+    for block in (f"blocks.{n}" for n in range(16)):
+        for name, (out, into) in layers.items():
+            shapes[f"{block}.{name}.weight"] = (out * width, into * width)
+            shapes[f"{block}.{name}.bias"] = (out * width,)
+        del shapes[f"{block}.attn.mat_qkv.bias"]
+        shapes |= {f"{block}.attn.{name}_bias": (width,) for name in "qv"}
+    state = {name: formula_weight(name, shape) for name, shape in shapes.items()}
+    tables = {"pos_start": (1, 1), "pos_1LC": (1, 680), "lvl_embed.weight": (10,), "class_emb.weight": (1001,)}
+    for name, rows in tables.items():
+        shape = (*rows, width)
+        state[name] = formula_weight(name, shape) / 0.9 * math.prod(shape[1:]) ** 0.5 * 0.5
+    for name in (f"blocks.{n}.attn.scale_mul_1H11" for n in range(16)):
+        state[name] = math.log(4) + formula_weight(name, (1, 16, 1, 1)) / 0.9 * 4 * 0.5
+    counts = [side**2 for side in PUBLISHED_SCALES[0]]
+    return state | {"lvl_1L": torch.arange(10).repeat_interleave(torch.tensor(counts))[None]}
+
+
+@pytest.mark.chaos  # 310 M numbers to draw
+@torch.no_grad()
+def test_d16_gives_the_recorded_logits_and_losses():
+    golden, vae, state, tokenizer = load("var_d16_full").arrays, load("var_vae_full").arrays, d16_state(), {}
+    for name, of in from_published_tokenizer(full_size_state()).items():
+        if name.startswith("scales."):
+            tokenizer[f"z_proj.{name}"] = of
+    model = build_model(recognise(state)).eval()
+    assert sum(of.numel() for of in state.values()) - 680 == 310_283_520
+    model.load_state_dict(from_published(state) | tokenizer)
+    codes, order, means = vae["k10.ids"][..., None].float(), torch.arange(680)[None], []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *args: means.append(args[2].abs().mean()))
+    condition = model(codes, golden["labels"], torch.zeros(1, dtype=torch.bool), order, 0)
+    logits = model.head.logits(condition)
+    assert torch.equal(logits.argmax(-1), golden["argmax"])
+    assert_reproduced(logits[:, golden["positions"]], golden["logits_at_positions"])
+    assert_reproduced(torch.stack(means), golden["hidden_mean_abs_per_block"])
+    losses = -model.head.log_density(codes[0], condition[0])
+    assert_reproduced(losses, golden["loss_per_token"].flatten())
+    null = model.training_conditions(codes, model.class_vectors(None, 1), order, 0)
+    assert_reproduced(-model.head.log_density(codes[0], null[0]), golden["loss_null_per_token"].flatten())
 
 
 def test_without_normalised_queries_the_recorded_logits_follow():
