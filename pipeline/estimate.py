@@ -48,14 +48,14 @@ class Estimate:
 def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = ()) -> str:
     """Return a table of the steps up to `last`: what is cached, what the others would cost, and what refuses them."""
     plan = planner(recipe, compute, last, again=again).plan()
-    images = _images(recipe, plan.steps)
-    found = {step.name: _estimated(step, recipe, plan.model, compute, images) for step in plan.until(last)}
+    images, model = _images(recipe, plan.steps), _that_fits(plan.model)
+    found = {step.name: _estimated(step, recipe, model, compute, images) for step in plan.until(last)}
     rows = [(name, e.state, _hours(e.seconds), _size(e.bytes), e.basis) for name, e in found.items()]
     rows.append((
         "all known", "", _hours(sum(e.seconds or 0 for e in found.values())),
         _size(sum(e.bytes or 0 for e in found.values())), "",
     ))  # fmt: skip
-    text = table(rows, ("step", "", "hours", "bytes", "from")) + _memory(found, recipe.train, plan.model, compute)
+    text = table(rows, ("step", "", "hours", "bytes", "from")) + _memory(found, recipe.train, model, compute)
     try:
         plan.check(
             [name for name, e in found.items() if e.state != "cached"],
@@ -65,6 +65,16 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
     except InputError as error:
         return f"{text}\n\nrefused as it stands: {error}"
     return text
+
+
+def _that_fits(model: Model | None) -> Model | None:
+    """Return a model that can be built, or None: what refuses it is told below the table."""
+    try:
+        if model is not None:
+            model.check()
+    except ValueError:
+        return None
+    return model
 
 
 def _memory(found: Mapping[str, Estimate], config: Train, model: Model | None, compute: Compute) -> str:

@@ -11,7 +11,8 @@ from infra.fingerprint import canonical
 from infra.storage import write_json
 from pipeline.estimate import GPU_RATE, PROCESSOR_RATE, estimate, weights
 from pipeline.plan import Planner
-from pipeline.recipes import emoji_32
+from pipeline.recipes import emoji_32, emoji_32_var
+from tokenize_jobs.config import FitVQTokenizer
 from train.models.build import build_model
 from train.models.config import mar_base
 from train.models.heads import FlowHead
@@ -79,3 +80,9 @@ def test_plan_says_what_a_run_would_refuse(tmp_path):
     recipe = replace(recipe, train=replace(recipe.train, model=replace(recipe.train.model, head=FlowHead())))
     assert "refused as it stands: a flow head takes" in estimate(recipe, Compute(out=str(tmp_path)), "evaluation")
     assert "refused" not in estimate(emoji_32(), Compute(out=str(tmp_path)), "evaluation")
+
+
+def test_model_that_does_not_fit_its_tokens_is_not_counted_and_the_reason_told(tmp_path):
+    recipe = replace(emoji_32_var(), tokenizer=FitVQTokenizer())
+    told = estimate(recipe, Compute(out=str(tmp_path)), "checkpoint")
+    assert "refused as it stands: --train.model.trunk.kind next-scale: this trunk predicts codes at several" in told
