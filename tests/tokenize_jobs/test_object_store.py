@@ -94,6 +94,7 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
     np.testing.assert_allclose(moments, np.broadcast_to(expected, moments.shape), atol=1e-3)
 
 
+@pytest.mark.chaos  # two whole runs: slow, not violent
 def test_training_streams_the_latents_of_a_bucket(s3, mar, tmp_path):
     command = ("train", "emoji-32", *TINY, "--compute.out", str(tmp_path), "--compute.latents", "s3://latents/shared")
     trained = mar(*command, **s3)
