@@ -9,7 +9,7 @@ _SAMPLES = tuple(
     )
 )  # fmt: skip
 _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")
-_TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "quantization")
+_TOKENIZERS = ("tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/quantization")
 _SAMPLING = (*_MODELS, "evaluate/sampling", "evaluate/config.py", *_TOKENIZERS, "infra/seeding.py")
 _FEATURES = (
     *_SAMPLES, "evaluate/features.py", "evaluate/extractors.py", "evaluate/arrays.py", "evaluate/drawn.py",

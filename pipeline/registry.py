@@ -45,7 +45,7 @@ DESCRIPTION = (
 _VERSION_TAGS = (CHECKPOINT, "mar.sampling", "mar.evaluation")
 _CHECKED_CLASSES, _CHECKED_STEPS = 2, 2  # the driver may have no GPU
 _REPOSITORY = Path(__file__).parents[1]
-_ROOMS = ("quantization", "infra", "tokenize_jobs", "train", "evaluate", "pipeline")
+_ROOMS = ("infra", "tokenize_jobs", "train", "evaluate", "pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = ("quantization", "infra", "tokenize_jobs", "train", "evaluate", "tune", "pipeline")
+ROOMS = ("infra", "tokenize_jobs", "train", "evaluate", "tune", "pipeline")
 SOURCES = [path for room in ROOMS for path in sorted((REPOSITORY / room).rglob("*.py"))]
 
 

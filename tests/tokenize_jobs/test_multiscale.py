@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from infra.errors import InputError
-from quantization.codebook import Codebook
-from quantization.scales import Scales, phi_of, shrink, split
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.quantization.codebook import Codebook
+from tokenize_jobs.quantization.scales import Scales, phi_of, shrink, split
 from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
 from tokenize_jobs.tokenizers.var import VARTokenizer, filled, read_var16
 from tokenize_jobs.tokens import MultiScaleCodes

@@ -7,10 +7,10 @@ from diffusers import VQModel
 from safetensors.torch import save_file
 
 from infra.errors import InputError
-from quantization.codebook import look_up, nearest
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.vq import VQ16_CODES, VQLatents, VQTokenizer, filled, new_vq16, read_vq16

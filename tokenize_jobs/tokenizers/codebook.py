@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantization.codebook import Codebook, nearest
+from tokenize_jobs.quantization.codebook import Codebook, nearest
 
 _DEAD = 0.03
 """A code whose moving count of latents is below this share of the mean is revived."""

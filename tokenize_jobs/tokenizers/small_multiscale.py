@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantization.scales import Scales
 from tokenize_jobs.config import FitMultiScaleTokenizer
+from tokenize_jobs.quantization.scales import Scales
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.small import SmallAutoencoder
 from tokenize_jobs.tokenizers.small_vq import VQShape

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantization.codebook import look_up, nearest
 from tokenize_jobs.config import FitVQTokenizer
+from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.small import Shape, SmallAutoencoder
 from tokenize_jobs.tokens import codes

@@ -11,8 +11,8 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from infra.errors import InputError
-from quantization.codebook import Codebook
-from quantization.scales import Scales
+from tokenize_jobs.quantization.codebook import Codebook
+from tokenize_jobs.quantization.scales import Scales
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
 from tokenize_jobs.tokens import multi_scale

@@ -7,7 +7,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from infra.errors import InputError
-from quantization.codebook import look_up, nearest
+from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
 from tokenize_jobs.tokens import codes, plain

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantization.codebook import Codebook
-from quantization.scales import Scales, shrink
+from tokenize_jobs.quantization.codebook import Codebook
+from tokenize_jobs.quantization.scales import Scales, shrink
 
 
 class ScaleEmbedding(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantization.codebook import Codebook, look_up, nearest
+from tokenize_jobs.quantization.codebook import Codebook, look_up, nearest
 
 _BLEND = 0.5
 """Share of a phi's output that its convolution has."""
