@@ -36,6 +36,8 @@ def test_field_of_img2datasets_json_is_the_label_by_number_or_name(tmp_path):
     faults = [s.fault for s in read_shard(listing, listing.shards[0]) if s.fault]
     assert faults == ["label 'emu' is the name of no class", "no label"]
     assert labels_by_key(listed(tmp_path)) == {"0": 0}
+    with pytest.raises(InputError, match=r"no field 'kinds' in .*there are key, kind, label. .*--images.label kind\."):
+        listed(tmp_path, label="kinds")
 
 
 def test_column_of_a_table_is_the_label_and_its_own_names_the_classes(tmp_path):

@@ -5,20 +5,46 @@ Only image, .cls and .json members are read; nothing is unpickled and nothing is
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import PurePosixPath
 
 from upath import UPath
 
+from infra.errors import InputError
+from tokenize_jobs.sources.labels import NONE, OWN_LABELS
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants, shard_a_file
 from tokenize_jobs.sources.tar import Damage, Member, Seekable, walk
+
+_LOOKED_AT = 16
 
 
 def _takes(name: str) -> bool:
     return name.endswith(".tar")
 
 
-def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
+def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
+    """Return no names: the samples have them. Raises InputError when none of the first ones' .json has that field."""
+    if label in (OWN_LABELS.name, NONE):
+        return ()
+    with (root / files[0]).open("rb") as file:
+        groups = islice(_groups(file, lambda name: _split(name)[1] == ".json"), _LOOKED_AT)
+        found = [_fields(members[".json"]) for _, members, _ in groups if ".json" in members]
+    fields = sorted(set().union(*found))
+    if found and label not in fields:
+        nearest = get_close_matches(label, fields, 1, 0)
+        raise InputError(
+            f"image source {root / files[0]}: no field {label!r} in the .json of its first samples; there are "
+            f"{', '.join(fields)}. Choose with --images.label{f' {nearest[0]}' if nearest else ''}."
+        )
     return ()
+
+
+def _fields(member: Member) -> set[str]:
+    try:
+        return set(json.loads(member.content or b""))
+    except (ValueError, TypeError):  # damaged: its shard's reader says so
+        return set()
 
 
 def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:
