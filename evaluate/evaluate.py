@@ -10,9 +10,10 @@ from evaluate.config import Evaluate, Sampling, Subject
 from evaluate.drawn import Drawn, is_shown, write_shard
 from evaluate.finish import Measured, finish
 from evaluate.grid import sample_grid
+from evaluate.likelihood import likelihood
 from evaluate.measure import Drawing, draw, feature_set
 from evaluate.reference import RealFeatures, read_reference
-from evaluate.results import GRID, EvaluationResult, ReferenceResult
+from evaluate.results import GRID, EvaluationResult, Likelihood, ReferenceResult
 from evaluate.sampling.sampler import check
 from infra.cluster import Compute
 from infra.code import digests
@@ -21,6 +22,7 @@ from infra.fingerprint import canonical, fingerprint
 from infra.hold import holding
 from infra.storage import location
 from tokenize_jobs.sources.imagenet import spoken
+from tokenize_jobs.sources.listing import Images
 from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
 from train.config import Train
@@ -37,12 +39,14 @@ def evaluate(
     sampling: Sampling,
     out: UPath,
     compute: Compute,
+    images: Images | None = None,
 ) -> EvaluationResult:
     """Draw images with `sampling` and measure them; leaves the sample grid and report.html in `out`.
 
     Features of the drawn images are kept beside `out`, where an evaluation of more images finds them. `reference` and
-    `heldout` are what `make_reference` left. Raises InputError when these are of another size or extractor, weights of
-    a network are missing, the model cannot be sampled with these settings, or its latents are another tokenizer's.
+    `heldout` are what `make_reference` left; `images` are those whose likelihood is told. Raises InputError when the
+    former are of another size or extractor, weights of a network are missing, the model cannot be sampled with these
+    settings, or its latents are another tokenizer's.
     """
     real = read_reference(reference)
     floor = None if heldout is None else read_reference(heldout)
@@ -56,6 +60,9 @@ def evaluate(
         unlearned = _draw(config, untrained, real.about, sampling, out, compute, fingerprint(["untrained", card.model]))
     every = [of for of in (drawn, unlearned) if of is not None]
     drawing, features = np.concatenate([of.seconds for of in every]).sum(0)
+    likely = Likelihood()
+    if images is not None and card.model.head.has_density:
+        likely = likelihood(subject, images, sampling, out, compute, ema=config.generate.use_ema)
     about = {
         "sampling": sampling, "seed": config.generate.seed, "ema": config.generate.use_ema,
         "train_steps": card.train_steps,
@@ -66,7 +73,7 @@ def evaluate(
             untrained=None if unlearned is None else feature_set(unlearned, classes),
             classes=spoken(card.classes) or tuple(str(label) for label in range(classes)),
             shown=_leave_grid(config, drawn, card, out), precision=sampling.precisions,
-            seconds={"drawing": float(drawing), "features": float(features)}, about=about,
+            seconds={"drawing": float(drawing), "features": float(features)}, likelihood=likely, about=about,
         ),
         out,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from evaluate.conditions import Conditions
 from evaluate.metrics.sets import FeatureSet
 from evaluate.metrics.table import errors, numbers
 from evaluate.reference import RealFeatures
-from evaluate.results import EvaluationResult, ReferenceResult
+from evaluate.results import EvaluationResult, Likelihood, ReferenceResult
 from infra.console import stage
 
 
@@ -48,6 +48,7 @@ class Measured:
     """Samples uint8 (H, W, 3) by index."""
     precision: str
     seconds: Mapping[str, float]
+    likelihood: Likelihood = field(default_factory=Likelihood)
     about: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the result that say what was measured."""
 
@@ -61,10 +62,12 @@ def finish(measured: Measured, out: UPath) -> EvaluationResult:
         found = {name: numbers(of, real.set) for name, of in sets.items() if of is not None}
     with clock.timing("errors"):
         bars = errors(measured.samples, real.set, found["samples"])
+    likely = measured.likelihood
     images = len(measured.samples.features)
     conditions = conditions_against(real.about, images, measured.precision)
     result = EvaluationResult(
-        metric=conditions.title, numbers=found["samples"], errors=bars, floor=found.get("heldout", {}),
+        metric=conditions.title, numbers={**found["samples"], **likely.numbers},
+        errors={**bars, **likely.errors}, likelihood=likely.told, floor=found.get("heldout", {}),
         ceiling=found.get("untrained", {}), conditions=conditions,
         heldout_images=measured.floor.about.images if measured.floor else 0,
         rank_deficient=conditions.is_rank_deficient, seconds=clock.rounded(), **measured.about,

@@ -1,6 +1,7 @@
 """What the steps reference and evaluation return. Imports nothing heavy."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from upath import UPath
@@ -39,6 +40,17 @@ class ReferenceResult(Result):
         )
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """Negative log-likelihoods by their names, as means over images."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors of the means."""
+    told: str = ""
+    """Of which images, in how many steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Result):
     """Numbers of a model, by metric, with all that they depend on."""
@@ -64,6 +76,8 @@ class EvaluationResult(Result):
     """Averaged weights, or the raw ones."""
     train_steps: int | None = None
     """Of the model: 0 where it does not say."""
+    likelihood: str = ""
+    """Of which images the numbers in bits and nats are; '' where the model's head has no density."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part: drawing (or reading images that were given), features, numbers, errors, page."""
 
@@ -100,6 +114,7 @@ class EvaluationResult(Result):
             tags={
                 "metric": self.metric,
                 "rank_deficient": json.dumps(self.rank_deficient),
+                **({"likelihood": self.likelihood} if self.likelihood else {}),
                 **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
             },
             pictures={"samples/grid": path / GRID} if (path / GRID).exists() else {},

@@ -44,7 +44,13 @@ CODE: dict[str, tuple[str, ...]] = {
         "train/workers.py",
     ),
     "reference": _FEATURES,
-    "evaluation": (*_MEASURING, "evaluate/evaluate.py", "evaluate/given_images.py"),
+    "evaluation": (
+        *_MEASURING,
+        "evaluate/evaluate.py",
+        "evaluate/given_images.py",
+        "evaluate/likelihood.py",
+        "tokenize_jobs/job",
+    ),
     "reconstruction": (*_MEASURING, "evaluate/reconstruct.py"),
     "sweep": (
         *_MEASURING,

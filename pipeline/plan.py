@@ -73,7 +73,7 @@ class Planner:
             self._sweep(self.recipe.tune, subject)
         elif not isinstance(self.recipe.tune, NoSweep):
             self._training_sweep(self.recipe.tune, source)
-        self._evaluation(subject)
+        self._evaluation(subject, source)
         self._registration(tokenizer)
         return Plan(self.recipe, self.root, self.steps, tokenizer, model, self._start())
 
@@ -247,7 +247,7 @@ class Planner:
         self._add("sweep", identity, inputs, make, TrainingSweepResult)
         self.steps["checkpoint"] = self.steps.pop("checkpoint")  # a sweep does not need the recipe's own model
 
-    def _evaluation(self, subject: Subject) -> None:
+    def _evaluation(self, subject: Subject, source: Source) -> None:
         """Add the evaluation: of the sweep's winner, or of the recipe's own settings where nothing is swept."""
         reference, config = self._path("reference"), self.recipe.evaluate
         swept = ("sweep",) if isinstance(self.recipe.tune, SamplingSweep) else ()
@@ -256,9 +256,10 @@ class Planner:
             from evaluate.evaluate import evaluate
 
             heldout = reference / HELDOUT if (reference / HELDOUT).exists() else None
+            images = None if source is NO_IMAGES else source.images()
             sweep = self.steps["sweep"].find() if swept else None
             sampling = sweep.result.best if sweep else config.generate.sampling
-            return evaluate(config, subject, reference, heldout, sampling, out, self.compute)
+            return evaluate(config, subject, reference, heldout, sampling, out, self.compute, images)
 
         self._add("evaluation", config, self._inputs("reference", "checkpoint", *swept), make, EvaluationResult)
 

@@ -24,6 +24,8 @@ def say_distances(evaluation: EvaluationResult) -> None:
         f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; {_how(evaluation)}"
         + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
+    if evaluation.likelihood:
+        say(f"  bits and nats: {evaluation.likelihood}; of this tokenizer's tokens alone")
 
 
 def _how(evaluation: EvaluationResult) -> str:

@@ -3,7 +3,8 @@
 Every token is C numbers, float32: of continuous tokens as they are, of codes whole ones (exact up to 2^24).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,6 +15,7 @@ Form = Literal["continuous tokens", "codes"]
 """What heads draw, and say that they draw."""
 Layout = Literal["tokens of one grid", "codes at several scales"]
 """What trunks predict, and say that they predict."""
+BITS_A_CODE: Mapping[str, float] = {"bits_a_code": 1 / math.log(2)}
 _ALWAYS_KEPT, _HALF = 3, 0.5
 
 
@@ -54,6 +56,13 @@ class ContinuousTokens(OneGrid):
     def check(self, patch_size: int) -> None:
         """Take any patch size."""
 
+    def likelihoods(self, channels: int) -> Mapping[str, float]:
+        """Return the names of a negative log-likelihood, and the factor of each on nats a token.
+
+        Numbers are in the model's scale, where latents have unit variance; a density has no least value.
+        """
+        return {"bits_a_latent_number": 1 / channels / math.log(2), "nats_a_token": 1.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodeTokens(OneGrid):
@@ -78,6 +87,10 @@ class CodeTokens(OneGrid):
     def check(self, patch_size: int) -> None:
         """Raise ValueError, beginning with the field's flag, unless a token is one code."""
         _check_patch(patch_size)
+
+    def likelihoods(self, channels: int) -> Mapping[str, float]:  # noqa: ARG002
+        """Return the name of a negative log-likelihood, and its factor on nats a token."""
+        return BITS_A_CODE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +145,10 @@ class MultiScaleTokens:
     def check(self, patch_size: int) -> None:
         """Raise ValueError, beginning with the field's flag, unless a token is one code."""
         _check_patch(patch_size)
+
+    def likelihoods(self, channels: int) -> Mapping[str, float]:  # noqa: ARG002
+        """Return the name of a negative log-likelihood, and its factor on nats a token."""
+        return BITS_A_CODE
 
 
 Tokens = ContinuousTokens | CodeTokens | MultiScaleTokens

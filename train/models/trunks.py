@@ -45,6 +45,8 @@ class MaskedTrunk:
     mask_ratio_min: float = 0.7
     """Smallest masked share of an image in training."""
     predicts: ClassVar[Layout] = "tokens of one grid"
+    teacher_forced: ClassVar[bool] = False
+    """One pass tells every token's condition from those before it in the order."""
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -102,6 +104,7 @@ class CausalTrunk:
     dropout: float = 0.1
     """Share dropped in attention and after each projection, while training."""
     predicts: ClassVar[Layout] = "tokens of one grid"
+    teacher_forced: ClassVar[bool] = True
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -154,6 +157,7 @@ class ConvolutionalTrunk:
     """Side of the kernels, odd; a token sees all before it when depth x (kernel // 2) reaches across the grid."""
     buffer_size: ClassVar[int] = 0
     predicts: ClassVar[Layout] = "tokens of one grid"
+    teacher_forced: ClassVar[bool] = True
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -209,6 +213,7 @@ class NextScaleTrunk:
     """Factor on the initial weights of the gates: small, so that blocks begin as almost nothing."""
     buffer_size: ClassVar[int] = 0
     predicts: ClassVar[Layout] = "codes at several scales"
+    teacher_forced: ClassVar[bool] = True
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
