@@ -63,8 +63,8 @@ def told(card: ModelCard, nats: np.ndarray, of: str) -> Likelihood:
     """Return the names of nats a token (N,) of images, with standard errors over these."""
     mean, error = float(nats.mean()), float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else math.nan
     factors = card.model.tokens.likelihoods(card.model.token_channels)
-    errors = {} if math.isnan(error) else {name: error * factor for name, factor in factors.items()}
-    return Likelihood({name: mean * factor for name, factor in factors.items()}, errors, of)
+    numbers, errors = ({name: round(nat * factor, 6) for name, factor in factors.items()} for nat in (mean, error))
+    return Likelihood(numbers, {} if math.isnan(error) else errors, of)
 
 
 def _steps_told(model: Model, sampling: Sampling) -> str:

@@ -15,13 +15,13 @@ from evaluate.config import (
 )
 from pipeline.published import PUBLISHED, imagenet_256_mar_b
 from pipeline.recipe import Recipe
-from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, Tokenize
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import Architecture, trunk
-from train.models.heads import CategoricalHead, DiffusionHead
-from train.models.trunks import CausalTrunk, MaskedTrunk, NextScaleTrunk, Trunk
+from train.models.heads import CategoricalHead, DiffusionHead, NadeHead
+from train.models.trunks import CausalTrunk, ConvolutionalTrunk, MaskedTrunk, NextScaleTrunk, RecurrentTrunk, Trunk
 from tune.config import NoSweep, SamplingSweep
 
 
@@ -147,6 +147,36 @@ TABLE_1 = {
 """table1-{raster, random, mar}-{ce, diff}; of mar, the sweep draws both one token a step and many."""
 
 
+def _raster(name: str, chosen: Trunk, *, codes: bool) -> Callable[[], Recipe]:
+    """Return a recipe on the demo's pictures, row by row: of sub-pixels at 16 px, or of a VQ-VAE's codes at 32 px."""
+
+    def recipe() -> Recipe:
+        base, head = emoji_32(), CategoricalHead() if codes else NadeHead(width=64)
+        tokenizer = FitVQTokenizer(train_steps=1200) if codes else PretrainedTokenizer(kind="sub-pixels")
+        size, tokens = (32, 64) if codes else (16, 256)
+        training = replace(base.train, model=Architecture(trunk=chosen, head=head), train_steps=1200, lr=3e-3)
+        drawn = replace(base.evaluate.generate, sampling=Sampling(ar_steps=tokens, order="raster"))
+        return replace(
+            base, name=name, tokenizer=tokenizer, tokenize=replace(base.tokenize, image_size=size), train=training,
+            tune=NoSweep(), evaluate=replace(base.evaluate, generate=drawn, ceiling=False),
+        )  # fmt: skip
+
+    what = "a VQ-VAE's codes at 32 px: its prior" if codes else "sub-pixels at 16 px, R, G and B in order"
+    recipe.__doc__ = f"""{_NETWORKS[chosen.kind]} on the demo's pictures, token by token in raster order, on {what}."""
+    return recipe
+
+
+_NETWORKS = {"pixelcnn": "Gated PixelCNN", "rnn": "Pixel RNN"}
+_RASTER: Mapping[str, tuple[Trunk, bool]] = {
+    "emoji-16-pixelcnn": (ConvolutionalTrunk(width=32, depth=8), False),
+    "emoji-16-rnn": (RecurrentTrunk(width=256, depth=1), False),
+    "emoji-32-vq-pixelcnn": (ConvolutionalTrunk(width=64, depth=8), True),
+    "emoji-32-vq-rnn": (RecurrentTrunk(width=256, depth=1), True),
+}
+RASTER = {name: _raster(name, chosen, codes=codes) for name, (chosen, codes) in _RASTER.items()}
+"""PixelCNN and pixel RNN on sub-pixels, and on codes."""
+
+
 def own_images(path: str) -> Recipe:
     """Images at `path`, with KL-16 and MAR-B."""
     return replace(imagenet_256_mar_b(), name="own-images", images=ImageFiles(path=path))
@@ -167,5 +197,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-32-var": emoji_32_var,
     "cifar10-32": cifar10_32,
     **TABLE_1,
+    **RASTER,
     **PUBLISHED,
 }

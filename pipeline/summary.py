@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from evaluate.metrics import frechet
 from evaluate.results import GRID, REPORT, EvaluationResult, ReconstructionResult
 from infra.artifact import Artifact
 from infra.console import say, table
@@ -15,7 +16,7 @@ def say_distances(evaluation: EvaluationResult) -> None:
     rows = [(measured, evaluation.numbers), ("  standard error", evaluation.errors)]
     rows += [("untrained model (ceiling)", evaluation.ceiling)] if evaluation.ceiling else []
     rows += [("held-out real images (floor)", evaluation.floor)] if evaluation.floor else []
-    names = list(evaluation.numbers)
+    names = [frechet.NAME, *(name for name in evaluation.numbers if name != frechet.NAME)]  # a record sorts them
     cells = [(row, *(f"{of[name]:.5g}" if name in of else "" for name in names)) for row, of in rows]
     deficient = ", rank-deficient" if evaluation.rank_deficient else ""
     say()
@@ -25,7 +26,7 @@ def say_distances(evaluation: EvaluationResult) -> None:
         + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
     if evaluation.likelihood:
-        say(f"  bits and nats: {evaluation.likelihood}; of this tokenizer's tokens alone")
+        say(f"  bits: {evaluation.likelihood}; but for bits per dimension, of this tokenizer's tokens alone")
 
 
 def _how(evaluation: EvaluationResult) -> str:

@@ -8,9 +8,9 @@ from train.config import Train
 from train.ema import EMA
 from train.models.build import build_model
 from train.models.config import Architecture, trunk
-from train.models.heads import CategoricalHead, DiffusionHead, FlowHead
-from train.models.tokens import CodeTokens
-from train.models.trunks import CausalTrunk, ConvolutionalTrunk
+from train.models.heads import CategoricalHead, DiffusionHead, FlowHead, NadeHead
+from train.models.tokens import CodeTokens, SubPixelTokens
+from train.models.trunks import CausalTrunk, ConvolutionalTrunk, RecurrentTrunk
 from train.optimizer import Optimization
 from train.step import training_step
 
@@ -31,6 +31,7 @@ TRUNKS = {
     "random-causal": CAUSAL,
     "raster-causal": replace(CAUSAL, order="raster"),
     "pixelcnn": ConvolutionalTrunk(width=32, depth=3),
+    "rnn": RecurrentTrunk(width=32, depth=2),
 }
 
 
@@ -56,4 +57,12 @@ def small_of_codes(generation="masked", codes=11, **changes):
     )
 
 
-ORDER_OF = {"masked": "random", "random-causal": "random", "raster-causal": "raster", "pixelcnn": "raster"}
+def small_of_sub_pixels(generation="masked", **changes):
+    return Architecture(trunk=TRUNKS[generation], head=NadeHead(width=16), **changes).on(
+        latent_size=4, latent_channels=3, num_classes=5, tokens=SubPixelTokens()
+    )
+
+
+ORDER_OF = {
+    "masked": "random", "random-causal": "random", "raster-causal": "raster", "pixelcnn": "raster", "rnn": "raster",
+}  # fmt: skip

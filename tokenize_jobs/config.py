@@ -41,10 +41,13 @@ class TokenizerFile:
 class PretrainedTokenizer:
     """A tokenizer whose weights exist already."""
 
-    kind: Literal["kl16", "diffusers", "taef2", "vq16", "vq16-latents", "var16", "fitted", "pixels"] = "kl16"
+    kind: Literal[
+        "kl16", "diffusers", "taef2", "vq16", "vq16-latents", "var16", "fitted", "pixels", "sub-pixels"
+    ] = "kl16"  # fmt: skip
     """kl16: MAR's file; diffusers: folder of an AutoencoderKL or a VQModel; taef2: folder of the two halves; vq16:
     latent diffusion's VQ-f16, for codes; vq16-latents: the same before quantisation; var16: VAR's
-    vae_ch160v4096z32.pth, for codes at ten scales; fitted: folder of one fitted before; pixels: no weights."""
+    vae_ch160v4096z32.pth, for codes at ten scales; fitted: folder of one fitted before; pixels: no weights, continuous;
+    sub-pixels: no weights, whole numbers 0..255."""
     path: str = where(default="")
     """File or folder of the tokenizer's weights."""
 

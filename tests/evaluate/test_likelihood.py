@@ -10,7 +10,7 @@ import torch
 
 from evaluate.config import Sampling
 from evaluate.likelihood import nats_a_token, told
-from tests.small_model import ORDER_OF, TRUNKS, randomised, small, small_of_codes
+from tests.small_model import ORDER_OF, TRUNKS, randomised, small, small_of_codes, small_of_sub_pixels
 from train.card import ModelCard
 from train.models.heads import MixtureHead
 from train.models.tokens import MultiScaleTokens
@@ -61,3 +61,8 @@ def test_latents_are_told_in_bits_a_number_and_nats_a_token():
         "bits_a_latent_number": pytest.approx(2),
         "nats_a_token": pytest.approx(6 * math.log(2)),
     }
+
+
+def test_sub_pixels_are_told_in_bits_per_dimension():
+    found = told(card(small_of_sub_pixels(patch_size=2)), np.full(4, 12 * math.log(256)), "")
+    assert found.numbers == {"bits_per_dimension": pytest.approx(8)}

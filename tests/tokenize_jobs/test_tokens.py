@@ -8,10 +8,12 @@ from infra.storage import location
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
-from tokenize_jobs.tokens import Codes, GaussianLatents, MultiScaleCodes, PlainLatents, read_kind
+from tokenize_jobs.tokenizers import load
+from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
+from tokenize_jobs.tokens import Codes, GaussianLatents, MultiScaleCodes, PlainLatents, SubPixels, read_kind
 
 KINDS = [GaussianLatents(4, 3, 2), PlainLatents(4, 3, 2), Codes(200, 3, 2), Codes(257, 3, 2), Codes(16384, 3, 2)]
-KINDS += [MultiScaleCodes(300, 8, (1, 2, 4), 4)]
+KINDS += [MultiScaleCodes(300, 8, (1, 2, 4), 4), SubPixels(3, 2)]
 PROVENANCE = {
     "tokenizer": {"kind": "k", "weights": "w"}, "image_size": 3, "classes": ["a"],
     "source": {"format": "webdataset", "shards": 2, "digest": "d" * 64, "bytes": 1},
@@ -32,6 +34,8 @@ def some(kind, count):
     random = np.random.default_rng(0)
     if isinstance(kind, Codes | MultiScaleCodes):
         return random.integers(kind.codebook_size, size=(2, count, *kind.shape)).astype(kind.dtype)
+    if isinstance(kind, SubPixels):
+        return random.integers(256, size=(2, count, *kind.shape)).astype(kind.dtype)
     return random.standard_normal((2, count, *kind.shape)).astype(kind.dtype)
 
 
@@ -98,3 +102,18 @@ def test_usage_of_each_scale_is_kept_and_shown(tmp_path):
     assert manifest["scale_usage"] == pytest.approx([2 / 8, 3 / 8])
     assert manifest["scale_perplexity"] == pytest.approx([2, np.exp(-(0.5 * np.log(0.25) + 0.5 * np.log(0.5)))])
     assert "1x1" in describe(root)
+
+
+def test_entropy_of_sub_pixels_is_the_mean_of_the_colours(tmp_path):
+    kind = SubPixels(2, 2)
+    red, green, blue = [0, 0, 255, 255], [1, 2, 3, 4], [9, 9, 9, 9]  # 1, 2 and 0 bits
+    values = np.broadcast_to(np.array([red, green, blue], np.uint8).reshape(3, 2, 2), (2, 6, 3, 2, 2))
+    assert stored(kind, location(tmp_path), values)["sub_pixel_entropy"] == pytest.approx(1)
+
+
+def test_sub_pixels_are_exact_both_ways():
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    tokenizer = load("sub-pixels", "")
+    values = tokenizer.encode(from_uint8(images))
+    assert values.numpy().transpose(0, 2, 3, 1).tobytes() == images.tobytes()
+    assert to_uint8(tokenizer.decode(values.float())).tobytes() == images.tobytes()

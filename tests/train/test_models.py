@@ -68,7 +68,7 @@ def test_masked_model_conditions_do_not_depend_on_masked_tokens():
     assert torch.equal(*conditions)
 
 
-@pytest.mark.parametrize("generation", ["random-causal", "raster-causal"])
+@pytest.mark.parametrize("generation", [of for of in ORDER_OF if of != "masked"])
 def test_causal_model_conditions_do_not_depend_on_later_tokens(generation):
     config = small(generation)
     model, draws = randomised(config), training_draws(config, 0, 0, range(2))
@@ -86,7 +86,7 @@ def test_training_conditions_equal_those_of_sampling_step_by_step(generation):
     config = small(generation)
     model = randomised(config)
     tokens, order = torch.randn(2, 16, 3), ImageNoise(0, range(2)).order(16)
-    if generation == "raster-causal":
+    if ORDER_OF[generation] == "raster":
         order = torch.arange(16).expand(2, -1)
     vectors = model.class_vectors(torch.tensor([0, 1]), 2)
     state = model.begin(vectors, order)

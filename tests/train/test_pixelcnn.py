@@ -1,5 +1,7 @@
 """Gated PixelCNN: gradients say what each place sees, which is its whole raster prefix and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -118,3 +120,22 @@ def test_every_parameter_has_a_gradient():  # several workers would wait for one
     codes = torch.randint(11, (4, 16, 1)).float()
     step_loss(model, StepInput(codes, torch.arange(4), training_draws(config, 0, 0, range(4))))
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 3)])
+@torch.no_grad()
+def test_place_by_place_is_what_all_places_at_once_are_and_costs_one_place(kernel, depth):
+    trunk = ConvolutionalTrunk(width=8, depth=depth, kernel=kernel)
+    model, order = randomised(replace(small_of_codes(), trunk=trunk)), torch.arange(16).expand(2, -1)
+    codes, vectors = torch.randint(11, (2, 16, 1)).float(), model.class_vectors(torch.tensor([0, 1]), 2)
+    every, places, rows = model.training_conditions(codes, vectors, order, 0), [], []
+    for layer in model.layers:
+        layer.before.register_forward_hook(lambda *given: places.append(given[-1].shape[2:]))
+        layer.above.register_forward_hook(lambda *given: rows.append(given[-1].shape[2:]))
+    for begin in (0, 6):  # after kept tokens it reads them first
+        state = model.begin(vectors, order)
+        found = torch.cat([model.conditions(state, codes, start, start + 1) for start in range(begin, 16)], 1)
+        torch.testing.assert_close(found, every[:, begin:], rtol=1e-4, atol=1e-5)
+    assert set(places) == {(1, 1)}
+    assert set(rows) == {(1, 4)}
+    assert (len(places), len(rows)) == (2 * 16 * depth, 2 * 3 * depth)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.errors import InputError
 from tokenize_jobs.config import Fit, PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, multi_scale, plain
+from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, multi_scale, plain, sub_pixels
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
@@ -76,7 +76,7 @@ def find(kind: str, path: str) -> TokenizerFile:
 
     Raises InputError when there is nothing.
     """
-    if kind == "pixels":
+    if kind in _WITHOUT_WEIGHTS:
         return TokenizerFile(kind, hash=kind)
     root = Path(path).expanduser().absolute()
     if not path or not root.exists():
@@ -214,6 +214,13 @@ def _fitted_shape(path: str) -> dict[str, Any]:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 
 
+def _load_sub_pixels(path: str) -> Tokenizer:  # noqa: ARG001
+    from tokenize_jobs.tokenizers.sub_pixels import SubPixelValues
+
+    return SubPixelValues()
+
+
+_WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
 _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "kl16": lambda _: Geometry(16, gaussian(16)),
     "diffusers": _geometry_of_diffusers,
@@ -223,12 +230,14 @@ _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "var16": lambda _: Geometry(16, multi_scale(4096, 32, PUBLISHED_SCALES, 4)),
     "fitted": _geometry_of_fitted,
     "pixels": lambda _: Geometry(1, plain(3)),
+    "sub-pixels": lambda _: Geometry(1, sub_pixels),
 }
 _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "kl16": _load_kl16,
     "diffusers": _load_diffusers,
     "taef2": _load_taef2,
     "pixels": _load_pixels,
+    "sub-pixels": _load_sub_pixels,
     "vq16": _load_vq16,
     "vq16-latents": _load_vq16_latents,
     "var16": _load_var16,

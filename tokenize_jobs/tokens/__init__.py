@@ -9,10 +9,13 @@ from tokenize_jobs.tokens.gaussian import GaussianLatents
 from tokenize_jobs.tokens.kind import TokenKind
 from tokenize_jobs.tokens.multiscale import MultiScaleCodes
 from tokenize_jobs.tokens.plain import PlainLatents
+from tokenize_jobs.tokens.sub_pixels import SubPixels
 
 Grid = Callable[[int], TokenKind]
 """The kind of token on a square grid, by its side."""
-_KINDS: Mapping[str, type[TokenKind]] = {"codes": Codes, MultiScaleCodes.name: MultiScaleCodes}
+_KINDS: Mapping[str, type[TokenKind]] = {
+    "codes": Codes, MultiScaleCodes.name: MultiScaleCodes, SubPixels.column: SubPixels,
+}  # fmt: skip
 
 
 def read_kind(described: Mapping[str, Any]) -> TokenKind:
@@ -39,6 +42,11 @@ def gaussian(channels: int) -> Grid:
 def codes(codebook_size: int) -> Grid:
     """Return the kind of codes of a codebook of so many vectors."""
     return lambda side: Codes(codebook_size, side, side)
+
+
+def sub_pixels(side: int) -> TokenKind:
+    """Return the kind of sub-pixels, of an image of so many pixels a side."""
+    return SubPixels(side, side)
 
 
 def multi_scale(codebook_size: int, channels: int, sets: Sequence[Sequence[int]], phis: int) -> Grid:

@@ -19,6 +19,8 @@ class Autoregressor(nn.Module):
 
     not_decayed: ClassVar[tuple[str, ...]] = ()
     """Ends of names of parameters that weight decay leaves alone, besides vectors, biases and the head."""
+    compiles: ClassVar[bool] = True
+    """The trunk is made faster by compiling; one that is a kernel of its own for all tokens is not."""
 
     def __init__(self, config: Model, width: int, condition_width: int) -> None:
         super().__init__()
@@ -72,7 +74,8 @@ def compile_training(model: Autoregressor, **options: Any) -> None:  # noqa: ANN
     The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step.
     """
     options = {"fullgraph": True, **options}
-    model.compile(**options)
+    if model.compiles:
+        model.compile(**options)
     model.head.loss = torch.compile(model.head.loss, **options)
 
 

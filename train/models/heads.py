@@ -165,11 +165,33 @@ class CategoricalHead:
 
     def check(self, settings: HeadSampling) -> None:
         """Raise ValueError for settings that this head cannot draw tokens with."""
-        _refuse_process(settings, self.kind)
-        if settings.temperature <= 0:
-            raise ValueError("temperature must be above 0, for it divides logits; top_k 1 takes the likeliest code")
-        if settings.top_k < 0 or not 0 < settings.top_p <= 1:
-            raise ValueError("top_k must be 0 or more, and top_p above 0 and at most 1")
+        _check_logits(settings, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NadeHead:
+    """A probability for each value of each sub-pixel, given those before it in the token."""
+
+    kind: Literal["nade"] = "nade"
+    """Sub-pixels one after the other: R, then G given R, then B given both; the loss is the cross-entropy."""
+    width: int = 128
+    """Channels of the hidden layer that the sub-pixels share."""
+    draws: ClassVar[Form] = "sub-pixels"
+    has_density: ClassVar[bool] = True
+
+    def build(self, channels: int, condition_width: int) -> "TokenHead":
+        """Return the network for tokens of so many sub-pixels, given conditions (N, condition_width)."""
+        from train.models.nade import Nade
+
+        return Nade(self, channels, condition_width)
+
+    def training_draws(self, tokens: int, channels: int) -> Mapping[str, Draw]:  # noqa: ARG002
+        """Return nothing: the likelihood is exact."""
+        return {}
+
+    def check(self, settings: HeadSampling) -> None:
+        """Raise ValueError for settings that this head cannot draw tokens with."""
+        _check_logits(settings, self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +219,14 @@ class RegressionHead:
         _refuse_filters(settings, self.kind)
 
 
+def _check_logits(settings: HeadSampling, kind: str) -> None:
+    _refuse_process(settings, kind)
+    if settings.temperature <= 0:
+        raise ValueError("temperature must be above 0, for it divides logits; top_k 1 takes the likeliest code")
+    if settings.top_k < 0 or not 0 < settings.top_p <= 1:
+        raise ValueError("top_k must be 0 or more, and top_p above 0 and at most 1")
+
+
 def _refuse_process(settings: HeadSampling, kind: str) -> None:
     _refuse_tempered_prediction(settings, kind)
     if settings.solver != "ancestral" or settings.max_timestep is not None:
@@ -213,4 +243,4 @@ def _refuse_tempered_prediction(settings: HeadSampling, kind: str) -> None:
         raise ValueError(f"a {kind} head predicts no noise that a temperature could divide: temperature_on is 'noise'")
 
 
-Head = DiffusionHead | FlowHead | MixtureHead | CategoricalHead | RegressionHead
+Head = DiffusionHead | FlowHead | MixtureHead | CategoricalHead | NadeHead | RegressionHead

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Form = Literal["continuous tokens", "codes"]
+Form = Literal["continuous tokens", "codes", "sub-pixels"]
 """What heads draw, and say that they draw."""
 Layout = Literal["tokens of one grid", "codes at several scales"]
 """What trunks predict, and say that they predict."""
+VALUES = 256
+"""Of a sub-pixel."""
 BITS_A_CODE: Mapping[str, float] = {"bits_a_code": 1 / math.log(2)}
 _ALWAYS_KEPT, _HALF = 3, 0.5
 
@@ -151,7 +153,33 @@ class MultiScaleTokens:
         return BITS_A_CODE
 
 
-Tokens = ContinuousTokens | CodeTokens | MultiScaleTokens
+@dataclass(frozen=True, kw_only=True)
+class SubPixelTokens(OneGrid):
+    """The sub-pixels of a pixel, or of a patch of pixels, read by a table for each."""
+
+    kind: Literal["sub-pixels"] = "sub-pixels"
+    """Whole numbers 0..255."""
+    form: ClassVar[Form] = "sub-pixels"
+
+    def embedding(self, channels: int, width: int) -> "nn.Module":
+        """Return the layer from tokens (..., C) to (..., width)."""
+        from train.models.code_embedding import CodeEmbedding
+
+        return CodeEmbedding(VALUES, width, channels)
+
+    def size(self, channels: int) -> int:
+        """Return what a head is built for, of tokens of so many sub-pixels: so many."""
+        return channels
+
+    def check(self, patch_size: int) -> None:
+        """Take any patch size."""
+
+    def likelihoods(self, channels: int) -> Mapping[str, float]:
+        """Return the name of a negative log-likelihood, and its factor on nats a token."""
+        return {"bits_per_dimension": 1 / channels / math.log(2)}
+
+
+Tokens = ContinuousTokens | CodeTokens | MultiScaleTokens | SubPixelTokens
 
 
 def _check_patch(patch_size: int) -> None:

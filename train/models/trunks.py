@@ -83,38 +83,12 @@ class MaskedTrunk:
             raise ValueError(f"ar_steps is {ar_steps}; it must be from 1 to the {kept.count(False)} tokens to generate")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CausalTrunk:
-    """One causal stack that predicts one token a step (Li et al. 2024, Table 1: AR)."""
+class OneByOne:
+    """What trunks have in common that predict one token a step, and in training all tokens of an image at once."""
 
-    kind: Literal["causal"] = "causal"
-    """One causal stack, one token a step."""
-    order: Literal["random", "raster"] = "random"
-    """random: trained on, and able to generate in, any order; raster: row by row only."""
-    buffer_size: int = 64
-    """Rows holding the class vector in front of the tokens."""
-    width: int = 768
-    """Channels of the stack."""
-    depth: int = 24
-    """Blocks of the stack."""
-    heads: int = 12
-    """Attention heads of the stack."""
-    mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over the block's width."""
-    dropout: float = 0.1
-    """Share dropped in attention and after each projection, while training."""
+    order: Literal["random", "raster"] = "raster"
     predicts: ClassVar[Layout] = "tokens of one grid"
     teacher_forced: ClassVar[bool] = True
-
-    def build(self, model: "Model") -> "Autoregressor":
-        """Return the freshly initialised network of a model with this trunk."""
-        from train.models.causal import CausalAR
-
-        return CausalAR(model, self)
-
-    def check(self) -> None:
-        """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
-        _check_heads("", self.width, self.heads)
 
     def predicted(self, uniform: float, num_tokens: int) -> int:  # noqa: ARG002  nothing is drawn
         """Return how many tokens of each image a training step predicts: all."""
@@ -144,7 +118,39 @@ class CausalTrunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvolutionalTrunk:
+class CausalTrunk(OneByOne):
+    """One causal stack that predicts one token a step (Li et al. 2024, Table 1: AR)."""
+
+    kind: Literal["causal"] = "causal"
+    """One causal stack, one token a step."""
+    order: Literal["random", "raster"] = "random"
+    """random: trained on, and able to generate in, any order; raster: row by row only."""
+    buffer_size: int = 64
+    """Rows holding the class vector in front of the tokens."""
+    width: int = 768
+    """Channels of the stack."""
+    depth: int = 24
+    """Blocks of the stack."""
+    heads: int = 12
+    """Attention heads of the stack."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the block's width."""
+    dropout: float = 0.1
+    """Share dropped in attention and after each projection, while training."""
+
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.causal import CausalAR
+
+        return CausalAR(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        _check_heads("", self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalTrunk(OneByOne):
     """Gated PixelCNN: the next token in raster order, by masked convolutions."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"
@@ -156,8 +162,6 @@ class ConvolutionalTrunk:
     kernel: int = 3
     """Side of the kernels, odd; a token sees all before it when depth x (kernel // 2) reaches across the grid."""
     buffer_size: ClassVar[int] = 0
-    predicts: ClassVar[Layout] = "tokens of one grid"
-    teacher_forced: ClassVar[bool] = True
 
     def build(self, model: "Model") -> "Autoregressor":
         """Return the freshly initialised network of a model with this trunk."""
@@ -172,21 +176,29 @@ class ConvolutionalTrunk:
         if self.depth < 2:
             raise ValueError(f"depth {self.depth}: gated layers are at least 2")
 
-    def predicted(self, uniform: float, num_tokens: int) -> int:  # noqa: ARG002  nothing is drawn
-        """Return how many tokens of each image a training step predicts: all."""
-        return num_tokens
 
-    def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
-        """Return an image's order in training: row by row."""
-        return ORDERS["raster"](permutation, num_tokens)
+@dataclass(frozen=True, kw_only=True)
+class RecurrentTrunk(OneByOne):
+    """Pixel RNN: the next token in raster order, by an LSTM."""
 
-    def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
-        """Return the fewest steps in which so many tokens can be generated: one a token."""
-        return to_generate
+    kind: Literal["rnn"] = "rnn"
+    """Pixel RNN: an LSTM over the tokens in raster order; a step costs the same wherever it is."""
+    width: int = 256
+    """Channels of the hidden states."""
+    depth: int = 2
+    """Layers of the LSTM."""
+    buffer_size: ClassVar[int] = 0
 
-    def check_sampling(self, order: str, ar_steps: int, kept: Sequence[bool], together: Sequence[int]) -> None:
-        """Raise ValueError for what a causal trunk in raster order cannot go on with."""
-        CausalTrunk(order="raster").check_sampling(order, ar_steps, kept, together)
+    def build(self, model: "Model") -> "Autoregressor":
+        """Return the freshly initialised network of a model with this trunk."""
+        from train.models.rnn import PixelRNN
+
+        return PixelRNN(model, self)
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the field's flag, unless there is a layer."""
+        if self.depth < 1:
+            raise ValueError(f"depth {self.depth}: an LSTM has at least one layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +265,7 @@ class NextScaleTrunk:
             raise ValueError(f"ar_steps is {ar_steps}; a next-scale model needs one a scale: {len(together)}")
 
 
-Trunk = MaskedTrunk | CausalTrunk | ConvolutionalTrunk | NextScaleTrunk
+Trunk = MaskedTrunk | CausalTrunk | ConvolutionalTrunk | RecurrentTrunk | NextScaleTrunk
 ORDERS: dict[str, Callable[[Callable[[int], Sequence[int]], int], Sequence[int]]] = {
     "random": lambda permutation, length: permutation(length),
     "raster": lambda _, length: range(length),
