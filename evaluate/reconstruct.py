@@ -19,7 +19,8 @@ from evaluate.decoding import Decoding, Group, groups_of
 from evaluate.features import Extractor
 from evaluate.finish import Clock, conditions_against
 from evaluate.measure import statistics_of
-from evaluate.metrics.pairs import LPIPS, psnr, ssim
+from evaluate.metrics.pairs import lpips as lpips_of
+from evaluate.metrics.pairs import psnr, ssim
 from evaluate.metrics.sets import FeatureSet
 from evaluate.metrics.table import errors, numbers
 from evaluate.reference import read_reference
@@ -33,6 +34,7 @@ from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import cropped_images
 from tokenize_jobs.tokenizers import load
+from tokenize_jobs.tokenizers.lpips import LPIPS
 from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
 
 PRECISION = "fp32"
@@ -179,7 +181,7 @@ class _Measurer:
             copies = self.reconstructed(images)
         with clock.timing("features"):
             features, logits = self.extractor.layers(copies)
-            lpips = np.empty(0, np.float32) if self.lpips is None else self.lpips(images, copies)
+            lpips = np.empty(0, np.float32) if self.lpips is None else lpips_of(self.lpips, images, copies)
             measured = psnr(images, copies), ssim(images, copies), lpips
         seconds = np.array([list(clock.seconds.values())]) / self.work.workers
         return Pairs(features, logits, *measured, np.stack([images, copies], 1)[:shown], seconds)

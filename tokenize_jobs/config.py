@@ -1,12 +1,17 @@
 """What tokenization is: the part of a recipe that decides the latents. Imports nothing heavy."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from infra.errors import InputError
 from infra.fingerprint import added, where
 
 Precision = Literal["fp32", "tf32", "bf16"]
+VGG16_DIGEST = "397923af"
+"""What the sha256 of VGG-16's published weights begins with: a recipe names no others."""
+_LEAST_FOR_VGG16 = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +113,36 @@ class FitQuantizing(Fit):
     commitment: float = 0.25
     """Weight of the squared distance of a latent to its vector, which moves the latent."""
 
+    perceptual: float = added(default=0.0)
+    """Weight of the distance in VGG-16's features (--tokenizer.vgg16); 0 leaves it out."""
+    vgg16: str = where(default="")
+    """File of torchvision's vgg16-397923af.pth, for the perceptual distance."""
+    adversarial: float = added(default=0.0)
+    """Weight of what decoded pictures lose for being told from real ones by a patch discriminator; 0 leaves it out."""
+    adversarial_from: float = added(default=0.5)
+    """Share of the fit's steps after which the discriminator has a say."""
+
     def check(self, image_size: int) -> None:
-        """Raise InputError unless the stride is even and divides the image size, and there are codes to choose from."""
+        """Raise InputError as `Fit` does, for a codebook without choice, and where VGG-16 is wanted and not there."""
         super().check(image_size)
         if self.codebook_size < 2:
             raise InputError(f"--tokenizer.codebook-size {self.codebook_size}: a codebook has at least 2 vectors")
+        if not self.perceptual:
+            return
+        if image_size < _LEAST_FOR_VGG16:
+            raise InputError(
+                f"--tokenizer.perceptual {self.perceptual}: VGG-16 needs images of {_LEAST_FOR_VGG16} px or more, "
+                f"--tokenize.image-size is {image_size}"
+            )
+        if not self.vgg16 or not Path(self.vgg16).is_file() or not _begins(Path(self.vgg16), VGG16_DIGEST):
+            raise InputError(
+                f"--tokenizer.vgg16 {self.vgg16!r}: --tokenizer.perceptual needs torchvision's vgg16-{VGG16_DIGEST}.pth"
+            )
+
+
+def _begins(file: Path, digest: str) -> bool:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest().startswith(digest)
 
 
 @dataclass(frozen=True, kw_only=True)

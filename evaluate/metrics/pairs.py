@@ -1,19 +1,16 @@
 """How near an image is to another of which it is a copy: PSNR, SSIM and, with its weights, LPIPS."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from infra.errors import InputError
+from tokenize_jobs.tokenizers.lpips import LPIPS
+from tokenize_jobs.tokenizers.pixels import from_uint8
 
 BEST_PSNR = 100.0
 """dB that images without any difference count as: their PSNR has no bound."""
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
-_LPIPS_LAYERS = {4: 64, 9: 128, 16: 256, 23: 512, 30: 512}  # where VGG-16 is tapped -> channels
-_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of its input in [-1, 1]
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -46,43 +43,8 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return found.mean((1, 2, 3)).numpy()
 
 
-class LPIPS(nn.Module):
-    """Learned perceptual distance on VGG-16's features (Zhang et al. 2018), version 0.1."""
-
-    def __init__(self, layers: Path, vgg16: Path) -> None:
-        super().__init__()
-        from torchvision.models.vgg import cfgs, make_layers
-
-        try:
-            linear = torch.load(layers, map_location="cpu", weights_only=True)
-            weights = torch.load(vgg16, map_location="cpu", weights_only=True)
-            self.linear = [linear[f"lin{place}.model.1.weight"] for place in range(len(_LPIPS_LAYERS))]
-            self.features = make_layers(cfgs["D"])
-            prefix = "features."
-            self.features.load_state_dict(
-                {name.removeprefix(prefix): of for name, of in weights.items() if name.startswith(prefix)}
-            )
-        except Exception as error:  # noqa: BLE001  torch raises anything on files that are none of its own
-            raise InputError(f"LPIPS: {layers} and {vgg16} are not its weights ({str(error)[:200]})") from None
-        self.requires_grad_(requires_grad=False).eval()
-
-    @torch.inference_mode()
-    def forward(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the distance (N,) of images uint8 (N, H, W, 3)."""
-        device = next(self.features.parameters()).device
-        shift, scale = (torch.tensor(of, device=device)[:, None, None] for of in (_LPIPS_SHIFT, _LPIPS_SCALE))
-        x, y = (
-            (torch.from_numpy(of).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 - shift) / scale
-            for of in (first, second)
-        )
-        total = torch.zeros(len(x), device=device)
-        for place, (after, weight) in enumerate(zip(_LPIPS_LAYERS, self.linear, strict=True)):
-            before = ([0, *_LPIPS_LAYERS])[place]
-            x, y = (self.features[before:after](of) for of in (x, y))
-            difference = (_unit(x) - _unit(y)).square()
-            total += F.conv2d(difference, weight.to(device)).mean((1, 2, 3))
-        return total.cpu().numpy()
-
-
-def _unit(features: Tensor) -> Tensor:
-    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+@torch.inference_mode()
+def lpips(network: LPIPS, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the perceptual distance (N,) of images uint8 (N, H, W, 3)."""
+    device = next(network.features.parameters()).device.type
+    return network(from_uint8(first, device), from_uint8(second, device)).cpu().numpy()

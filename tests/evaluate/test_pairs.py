@@ -8,9 +8,10 @@ import torch
 from torch_fidelity import sample_similarity_lpips as theirs
 from torchvision.models.vgg import cfgs, make_layers
 
-from evaluate.metrics.pairs import BEST_PSNR, LPIPS, psnr, ssim
+from evaluate.metrics.pairs import BEST_PSNR, lpips, psnr, ssim
 from infra.errors import InputError
 from tests.evaluate.random_images import random_images
+from tokenize_jobs.tokenizers.lpips import LPIPS
 
 LAYERS = (64, 128, 256, 512, 512)
 
@@ -68,7 +69,7 @@ def test_lpips_is_torch_fidelitys(files, monkeypatch):
     reference = theirs.SampleSimilarityLPIPS("lpips-vgg16")
     images, copies = pairs()
     expected = reference(*(torch.from_numpy(of).permute(0, 3, 1, 2) for of in (images, copies)))
-    np.testing.assert_allclose(LPIPS(layers, vgg)(images, copies), expected.flatten().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(lpips(LPIPS(layers, vgg), images, copies), expected.flatten().numpy(), rtol=1e-4)
 
 
 def test_other_weights_are_refused_by_name(files):

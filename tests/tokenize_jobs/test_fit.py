@@ -6,16 +6,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from infra.errors import InputError
 from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer
 from tokenize_jobs.tokenizers import Geometry, geometry, load
+from tokenize_jobs.tokenizers.added_terms import Added
+from tokenize_jobs.tokenizers.adversary import Adversary
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 from tokenize_jobs.tokenizers.pixels import from_uint8
+from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
 SIZES = {"stride": 2, "channels": 4, "width": 8, "depth": 1, "train_steps": 6, "batch_size": 4}
 CONFIG = FitTokenizer(**SIZES)
 VQ = FitVQTokenizer(**SIZES, codebook_size=20)
+JUDGED = replace(VQ, adversarial=0.5, adversarial_from=0.2)
 MULTI_SCALE = FitMultiScaleTokenizer(**SIZES, codebook_size=20, scales=(1, 2, 4), phis=2)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 
@@ -41,7 +47,7 @@ def fit_until(out, step, monkeypatch, config=CONFIG):
     return model, steps[0]
 
 
-@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE, JUDGED], ids=lambda config: config.kind)
 def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     whole, _ = fit_until(tmp_path / "whole", 0, monkeypatch, config)
     assert fit_until(tmp_path / "killed", 5, monkeypatch, config) == (None, 1)
@@ -95,3 +101,36 @@ def test_fit_begun_on_a_gpu_goes_on_without_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _, first = fit_until(tmp_path, 0, monkeypatch)
     assert first == 3
+
+
+def test_adversarys_gradient_at_the_last_layer_is_as_long_as_the_reconstructions():
+    torch.manual_seed(0)
+    model, adversary, batch = SmallVQ.new(VQ), Adversary(0.1, "cpu"), from_uint8(IMAGES)
+    decoded, _ = model.reconstruct(batch, np.random.default_rng(0))
+    reconstruction = (decoded - batch).abs().mean()
+    term = adversary.term(decoded, reconstruction, model.last_layer)
+    rest, judged = (torch.autograd.grad(of, model.last_layer, retain_graph=True)[0] for of in (reconstruction, term))
+    torch.testing.assert_close(judged.norm(), rest.norm(), rtol=0.1, atol=0)
+    apart = []
+    for _ in range(30):
+        adversary.learn(batch, decoded)
+        apart.append((adversary.network(batch).mean() - adversary.network(decoded).mean()).item())
+    assert apart[-1] > apart[0]
+
+
+def test_perceptual_term_pulls_decoded_pictures_towards_the_features_of_the_images(tmp_path):
+    torch.manual_seed(0)
+    weights = {f"features.{name}": of for name, of in make_layers(cfgs["D"]).state_dict().items()}
+    torch.save(weights, tmp_path / "vgg.pth")
+    added = Added.of(replace(VQ, perceptual=2.0, vgg16=str(tmp_path / "vgg.pth")), "cpu")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    decoded = (images + 0.3 * torch.randn_like(images)).requires_grad_()
+    last = nn.Parameter(torch.zeros(1))
+    term = added.loss(0, images, decoded, decoded.square().mean(), last)
+    assert added.loss(0, images, images, decoded.square().mean(), last).item() == 0.0
+    nearer = decoded - 1e-2 * torch.autograd.grad(term, decoded)[0].sign()
+    assert added.loss(0, images, nearer, decoded.square().mean(), last) < term
+    with pytest.raises(InputError, match=r"vgg\.pth.*needs torchvision's vgg16-397923af\.pth"):
+        replace(VQ, perceptual=1.0, vgg16=str(tmp_path / "vgg.pth")).check(16)
+    with pytest.raises(InputError, match="VGG-16 needs images of 16 px or more"):
+        replace(VQ, perceptual=1.0).check(8)

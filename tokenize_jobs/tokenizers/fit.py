@@ -1,4 +1,4 @@
-"""Fits a small autoencoder on the user's own images: L1 + L2 on pixels, and a term of its kind.
+"""Fits a small autoencoder on the user's own images: L1 + L2 on pixels, a term of its kind, and what its config adds.
 
 Progress is saved every few hundred steps, so a killed fit goes on where it was.
 """
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from infra.seeding import stream
 from infra.storage import write_atomic
 from tokenize_jobs.config import Fit
+from tokenize_jobs.tokenizers.added_terms import Added
 from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokenizers.small import SmallAutoencoder
 from tokenize_jobs.tokenizers.small_kl import SmallKL
@@ -40,7 +41,9 @@ def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=config.train_steps + 1, pct_start=0.05
     )
-    for step in range(_resume(out, model, optimizer, schedule), config.train_steps):
+    added = Added.of(config, device)
+    parts = (model, optimizer, schedule, *added.parts)
+    for step in range(_resume(out, *parts), config.train_steps):
         draws = stream("fit", config.seed, step)
         rows = images[draws.integers(len(images), size=config.batch_size)]
         rows = np.where(draws.random((len(rows), 1, 1, 1)) < 0.5, rows, rows[:, :, ::-1])
@@ -48,14 +51,16 @@ def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float
         decoded, of_latents = model.reconstruct(batch, draws)
         error = F.mse_loss(decoded, batch)
         loss = F.l1_loss(decoded, batch) + error + of_latents
+        loss = loss + added.loss(step, batch, decoded, loss, model.last_layer)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        added.learn(step, batch, decoded)
         report(step + 1, psnr(error.item()))
         if (step + 1) % _SAVE_EVERY == 0:
-            _save(out, step + 1, model, optimizer, schedule)
+            _save(out, step + 1, *parts)
     model.write(out)
     (out / "progress.pt").unlink(missing_ok=True)
     return model.eval().cpu()

@@ -72,6 +72,11 @@ class SmallAutoencoder(nn.Module):
             *_blocks(width, depth), _conv(width, 3 * fold**2), nn.PixelShuffle(fold),
         )  # fmt: skip
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights of the decoder's last convolution."""
+        return self.decoder[-2].weight
+
     @classmethod
     @abstractmethod
     def new(cls, config: Any) -> Self:  # noqa: ANN401  the config of its kind
