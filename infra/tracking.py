@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:300]}") from None
+        remedy = ""
+        if error.get_http_status_code() in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            remedy = "; the server knows who asks by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:300]}{remedy}") from None
 
 
 class Tracker:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,12 +125,21 @@ def _log_model(run_id: str, candidate: Candidate) -> str:
             name="sampler",
             python_model=str(_REPOSITORY / "pipeline" / "served_model.py"),
             artifacts={"package": str(_gather(candidate, Path(folder) / "package"))},
-            code_paths=[str(_REPOSITORY / room) for room in _ROOMS],
+            code_paths=[str(_packed_code(Path(folder)))],
             signature=signature,
             input_example=pd.DataFrame({"class_id": [0, 1]}),
             pip_requirements=["torch", "safetensors", "numpy", "universal-pathlib", "cattrs", "pandas", "diffusers"],
         )
     return logged.model_uri
+
+
+def _packed_code(folder: Path) -> Path:
+    """Put the code into one file, which `served_model` looks for: each file of a model is a request to the server."""
+    packed = folder / "rooms.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as into:
+        for file in (file for room in _ROOMS for file in sorted((_REPOSITORY / room).rglob("*.py"))):
+            into.write(file, file.relative_to(_REPOSITORY))
+    return packed
 
 
 def _gather(candidate: Candidate, package: Path) -> Path:

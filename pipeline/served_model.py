@@ -1,3 +1,4 @@
+# ruff: noqa: E402  the code that was registered with a model has to be found before it is imported
 """The registered model as MLflow loads it: class ids in, images out. Code, safetensors and JSON; nothing pickled.
 
 MLflow itself drops parameters that it does not know, and columns too where a signature names those there are; so the
@@ -8,6 +9,7 @@ import base64
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,8 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
+
+sys.path[:0] = map(str, Path(__file__).parent.glob("code/rooms.zip"))  # the code that was registered with the model
 
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.generate import Generator
