@@ -47,10 +47,13 @@ class LatentsResult(Result):
     """Share of the codebook that is in use, where tokens are codes."""
     codebook_perplexity: float | None = None
     """exp(entropy) of the codes' frequencies."""
+    sub_pixel_entropy: float | None = None
+    """Entropy of the values' frequencies, in bits per dimension, where tokens are sub-pixels."""
 
     def report(self, path: UPath) -> Report:
         """Return the numbers, and the store as a dataset of the run."""
-        measured = {name: getattr(self, name) for name in ("latent_scale", "codebook_usage", "codebook_perplexity")}
+        names = ("latent_scale", "codebook_usage", "codebook_perplexity", "sub_pixel_entropy")
+        measured = {name: getattr(self, name) for name in names}
         profile = json.dumps({"images": self.images} | {k: v for k, v in measured.items() if v is not None})
         data = Dataset(
             name=f"latents-{self.label}", digest=path.name, source=str(path), profile=profile, context="training"

@@ -1,10 +1,13 @@
 """Kinds of tokens: what the store keeps of each is read back equal, and its statistics are those of the values."""
 
+from dataclasses import fields
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import location
+from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
@@ -56,6 +59,11 @@ def test_values_of_every_kind_are_read_back_equal_and_mapped(kind, tmp_path):
     assert not any(column.flags.owndata or column.flags.writeable for pair in opened._values for column in pair)
     assert kind.told() in describe(root)
     assert verify(root) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_a_kind_measures_is_told_by_the_result_of_the_step(kind):
+    assert set(kind.numbers) <= {field.name for field in fields(LatentsResult)}
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65537, "uint32")])
