@@ -1,7 +1,8 @@
 """Trainings side by side with Ray Tune; weak ones are stopped early by asynchronous halving on our own step.
 
 A trial is a small process that makes a checkpoint, whose workers Ray Train takes beside it. What it has trained before
-is told first, from its log: a sweep that goes on after its driver was killed decides as if it had not been.
+is told first, from its log: of a sweep whose driver was killed, what was stopped stays stopped, and what went on from a
+step is not stopped there now, in whichever order it is told.
 """
 
 import math
@@ -25,7 +26,7 @@ from infra.storage import write_json
 from train.results import CheckpointResult
 from tune.training_results import Stopped
 
-STEP, DONE = "step", "is_done"
+STEP, DONE, WENT_ON = "step", "is_done", "went_on"
 OnLine = Callable[[Mapping[str, Any]], None]
 # a trial computes nothing: its workers have cores of their own, and a part of a core would leave too little for them
 _BESIDE = {"CPU": 0, "memory": 1}
@@ -73,7 +74,7 @@ class Rule:
         """Return Tune's."""
         if not self.rungs:
             return FIFOScheduler()
-        return ASHAScheduler(
+        return _Halving(
             time_attr=STEP, metric=self.metric, mode="min", max_t=self.rungs[-1] + 1, grace_period=self.grace,
             reduction_factor=self.reduction, stop_last_trials=False,
         )  # fmt: skip
@@ -84,6 +85,15 @@ class Rule:
             return "no training is stopped early"
         rungs = ", ".join(map(str, self.rungs))
         return f"at step {rungs} about one in {self.reduction} goes on, by {self.metric} (asynchronous halving)"
+
+
+class _Halving(ASHAScheduler):
+    """Tune's, for trainings of which some were at it before."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ANN401
+        """Return whether a training goes on: where it did already, it does."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if decision == self.STOP and result.get(WENT_ON) else decision
 
 
 @dataclass(frozen=True)
@@ -127,20 +137,21 @@ def _trial(config: dict[str, int], trainings: Sequence[Training], metric: str, s
     training, trial = trainings[config["trial"]], threading.current_thread()
     last = {STEP: 0, metric: math.nan}
 
-    def tell(line: Mapping[str, Any]) -> None:
+    def tell(line: Mapping[str, Any], *, went_on: bool = False) -> None:
         nonlocal last
         if metric not in line or line[STEP] <= last[STEP]:
             return
         last = {STEP: line[STEP], metric: line[metric]}
         if line[STEP] < training.steps:  # what is trained to its end is not stopped before it is written
             try:
-                ray.tune.report({**last, DONE: False})
+                ray.tune.report({**last, DONE: False, WENT_ON: went_on})
             except SystemExit:  # Tune's way to end the trial's thread; another follows a log, until the process ends
                 if threading.current_thread() is trial:
                     raise
 
-    for line in logged(Path(training.log)):
-        tell(line)
+    told = [line for line in logged(Path(training.log)) if metric in line]
+    for line in told:
+        tell(line, went_on=line[STEP] < told[-1][STEP])
     if config["trial"] not in stopped:
         training.make(tell)
     ray.tune.report({**last, DONE: config["trial"] not in stopped})

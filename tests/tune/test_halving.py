@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from ray.tune.experiment import Trial
 
 from evaluate.config import Subject
 from infra.cluster import Compute, Stage, Workers, connected
 from infra.follow import append
 from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
-from tune.halving import Rule, Training, at_once, run_trainings
+from tune.halving import WENT_ON, Rule, Training, at_once, run_trainings
 
 RULE = Rule("heldout_mse", 36, 4, 3)
 SUBJECT = Subject("", TokenizerFile("pixels"), 4)
@@ -115,3 +116,18 @@ def test_every_decision_comes_before_the_end_and_each_is_as_many_times_later(ste
         assert all(rung < steps for rung in rungs)
         assert all(after == reduction * before for before, after in itertools.pairwise(rungs))
         assert not rungs or rungs[-1] * reduction >= steps
+
+
+def test_what_went_on_from_a_step_before_is_not_stopped_there_when_it_is_told_again_in_another_order():
+    def told(went_on):
+        scheduler, decisions = RULE.scheduler(), []
+        for place, loss in enumerate((0.1, 0.2, 0.9)):
+            trial = Trial("training", stub=True, trial_id=str(place))
+            scheduler.on_trial_add(None, trial)
+            line = {"step": 4, "heldout_mse": loss, "training_iteration": 1, WENT_ON: went_on}
+            decisions.append(scheduler.on_trial_result(None, trial, line))
+        return decisions
+
+    assert told(went_on=False)[0] == "CONTINUE"
+    assert told(went_on=False)[2] == "STOP"
+    assert told(went_on=True) == ["CONTINUE"] * 3
