@@ -117,9 +117,7 @@ def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
     Raises InputError when a tokenizer is needed and not given, and where its stride does not divide the size.
     """
     size = begun.tokenize.image_size
-    if isinstance(begun.tokenizer, PretrainedTokenizer) and not (
-        begun.tokenizer.path or begun.tokenizer.kind == "pixels"
-    ):
+    if isinstance(begun.tokenizer, PretrainedTokenizer) and not begun.tokenizer.is_whole:
         raise InputError(
             f"{begun.name}: give the tokenizer, --tokenizer kl16:FILE, diffusers:FOLDER or taef2:FOLDER; a small one "
             f"fitted on the pictures is no good for photographs of {size} pixels (--tokenizer fit takes one all the "

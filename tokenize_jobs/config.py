@@ -9,6 +9,8 @@ from infra.errors import InputError
 from infra.fingerprint import added, where
 
 Precision = Literal["fp32", "tf32", "bf16"]
+WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
+"""Kinds of tokenizers that need no file."""
 VGG16_DIGEST = "397923af"
 """What the sha256 of VGG-16's published weights begins with: a recipe names no others."""
 _LEAST_FOR_VGG16 = 16
@@ -55,6 +57,11 @@ class PretrainedTokenizer:
     sub-pixels: no weights, whole numbers 0..255."""
     path: str = where(default="")
     """File or folder of the tokenizer's weights."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether nothing is missing to load it: where the weights lie, of a kind that has any."""
+        return bool(self.path) or self.kind in WITHOUT_WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,8 +110,7 @@ def main(words: list[str]) -> None:
 def _own(name: str, words: list[str]) -> Recipe:
     """Return the recipe for the pictures and the budget that the flags name."""
     options, begun = parse(OwnDraw(), words, f"mar sample {name}"), sketch(name)
-    given = options.tokenizer.path or options.tokenizer.kind == "pixels"
-    tokenizer = options.tokenizer if given else begun.tokenizer
+    tokenizer = options.tokenizer if options.tokenizer.is_whole else begun.tokenizer
     return resolved(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.errors import InputError
-from tokenize_jobs.config import Fit, PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.config import WITHOUT_WEIGHTS, Fit, PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, multi_scale, plain, sub_pixels
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 
@@ -76,7 +76,7 @@ def find(kind: str, path: str) -> TokenizerFile:
 
     Raises InputError when there is nothing.
     """
-    if kind in _WITHOUT_WEIGHTS:
+    if kind in WITHOUT_WEIGHTS:
         return TokenizerFile(kind, hash=kind)
     root = Path(path).expanduser().absolute()
     if not path or not root.exists():
@@ -220,7 +220,6 @@ def _load_sub_pixels(path: str) -> Tokenizer:  # noqa: ARG001
     return SubPixelValues()
 
 
-_WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
 _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
     "kl16": lambda _: Geometry(16, gaussian(16)),
     "diffusers": _geometry_of_diffusers,
