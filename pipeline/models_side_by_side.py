@@ -1,9 +1,11 @@
 """Sampling sweeps of several models in one picture: what each is worth at which speed, as the paper's Figure 6."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from upath import UPath
 
+from infra.artifact import RECORD
 from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
@@ -40,12 +42,19 @@ def _measured_by(name: str, run: Run) -> tuple[str, int, str]:
     return reference, run.recipe.tune.images, run.recipe.evaluate.generate.sampling.precision
 
 
-def write_models(compute: Compute, results: Mapping[str, SweepResult]) -> UPath:
+def short_names(targets: Sequence[str]) -> list[str]:
+    """Return the last two parts of each path, as 'emoji-32/0aa1b2c3'; else the words as they are."""
+    paths = [PurePosixPath(target.removesuffix(f"/{RECORD}")) for target in targets]
+    short = ["/".join(path.parts[-2:]) for path in paths]
+    return short if len(set(short)) == len(short) else list(targets)
+
+
+def write_models(compute: Compute, swept: Mapping[str, SweepResult]) -> UPath:
     """Leave a page with the picture, and the picture as PNG and SVG, below the output root and in MLflow."""
     from infra.tracking import Tracker
     from tune.models_page import SPEED, write_models_page
 
-    root = local_root(compute.out)
+    root, results = local_root(compute.out), dict(zip(short_names(list(swept)), swept.values(), strict=True))
     identity = fingerprint({name: canonical(result, identity=False) for name, result in results.items()})
     out = root / _FOLDER / identity
     out.mkdir(parents=True, exist_ok=True)

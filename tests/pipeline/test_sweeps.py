@@ -7,7 +7,7 @@ import pytest
 from infra.errors import InputError
 from pipeline.commands.tune import _named_sweep, main
 from pipeline.make import chosen_run
-from pipeline.models_side_by_side import check_alike
+from pipeline.models_side_by_side import check_alike, short_names
 from pipeline.published import imagenet_256_mar_l
 from pipeline.recipe import Recipe, with_fields
 from pipeline.recipes import cifar10_32, emoji_32
@@ -67,3 +67,14 @@ def test_models_measured_otherwise_are_not_drawn_into_one_picture(tmp_path):
         check_alike({"one": run(), "other": pictures})
     with pytest.raises(InputError, match="emoji-32 is named twice"):
         main(["emoji-32", "emoji-32", "--sweep", "sampling"])
+
+
+def test_models_are_called_by_the_ends_of_their_paths_unless_these_are_the_same():
+    paths = [
+        "./out/artifacts/checkpoint/emoji-32/0aa1",
+        "/x/checkpoint/emoji-32/94f1/artifact.json",
+        "./mar-b",
+        "emoji-32",
+    ]
+    assert short_names(paths) == ["emoji-32/0aa1", "emoji-32/94f1", "mar-b", "emoji-32"]
+    assert short_names(["/a/b/c", "/d/b/c"]) == ["/a/b/c", "/d/b/c"]
