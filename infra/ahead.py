@@ -1,5 +1,6 @@
-"""What a loop needs next, made one step ahead in a thread."""
+"""What a loop needs next, made ahead in a thread."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,19 +10,21 @@ T = TypeVar("T")
 
 
 @contextmanager
-def one_ahead(make: Callable[[int], T], steps: range) -> Iterator[Iterator[tuple[int, T]]]:
-    """Give (step, make(step)) in order, while one thread makes the next one; at most two are held.
+def made_ahead(make: Callable[[int], T], steps: range, most: int = 1) -> Iterator[Iterator[tuple[int, T]]]:
+    """Give (step, make(step)) in order, while one thread makes those that come next; `most` are held besides.
 
     What `make` raises is raised where its step is due. The thread has ended when the block has.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="one-ahead") as pool:
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="made-ahead")
 
-        def walk() -> Iterator[tuple[int, T]]:
-            pending = pool.submit(make, steps[0]) if steps else None
-            for step in steps:
-                assert pending is not None
-                ready = pending.result()
-                pending = pool.submit(make, step + steps.step) if step != steps[-1] else None
-                yield step, ready
+    def walk() -> Iterator[tuple[int, T]]:
+        pending = deque(pool.submit(make, step) for step in steps[:most])
+        for number, step in enumerate(steps):
+            ready = pending.popleft().result()
+            pending.extend(pool.submit(make, later) for later in steps[number + most : number + most + 1])
+            yield step, ready
 
+    try:
         yield walk()
+    finally:
+        pool.shutdown(cancel_futures=True)

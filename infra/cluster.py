@@ -60,7 +60,7 @@ def quiet_environment() -> None:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the training loop does not ask it; saves a process
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # train/trainer.py: on where a cluster is joined
         **_HIDE_GPUS_NOT_LENT,
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",

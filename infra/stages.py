@@ -28,6 +28,9 @@ class ElasticStage(Stage):
 
     most_workers: int = where(default=0)
     """Processes that training grows to as the cluster holds them, `workers` being the fewest; 0 for a fixed number."""
+    sharded: bool = where(default=False)
+    """Cut weights, averages and moments among the training's workers (FSDP2) instead of keeping all on each: for models
+    that one GPU does not hold."""
 
 
 @dataclass(frozen=True)

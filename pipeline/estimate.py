@@ -87,7 +87,8 @@ def _memory(found: Mapping[str, Estimate], config: Train, model: Model | None, c
     from train.memory import counted  # torch takes seconds to import
 
     images = config.images_at_once(workers)
-    whole, lean = (counted(model, config, images, recomputing=recomputing) for recomputing in (False, True))
+    parts = workers if compute.train.sharded else 1
+    whole, lean = (counted(model, config, images, recomputing=again, parts=parts) for again in (False, True))
     return (
         f"\n\ncheckpoint, on {workers} GPUs, {images} images at once: {whole.gib:.1f} GiB counted on each ({whole}); "
         f"with --train.activation-checkpointing on {lean.gib:.1f}"

@@ -1,7 +1,7 @@
 """The best progress so far, kept beside the newest: by a distance where one is measured, till then by a loss.
 
 best.json              which step, by which number
-best/step_00001000     the same file as the progress that was written: kept when that is removed
+best/step_00001000     the same files as the progress that was written: kept when that is removed
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.storage import read_json, write_json
-from train.progress import PROGRESS, RECORD, step_of
+from train.progress import step_of
 
 FOLDER, _NOTE = "best", "best.json"
 LOSS, DISTANCE = "heldout_loss", "fd"
@@ -42,8 +42,8 @@ def keep_if_best(root: Path, folder: Path, by: str, value: float) -> bool:
         return False
     kept = root / FOLDER / folder.name
     kept.mkdir(parents=True, exist_ok=True)
-    for name in (PROGRESS, RECORD):
-        _same_file(folder / name, kept / name)
+    for file in folder.iterdir():
+        _same_file(file, kept / file.name)
     write_json(root / _NOTE, {"folder": folder.name, "by": by, "value": value})
     for other in (root / FOLDER).iterdir():
         if other != kept:
@@ -58,7 +58,7 @@ def best(root: Path) -> Best | None:
         found = Best(root / FOLDER / note["folder"], note["by"], note["value"])
     except (OSError, ValueError, KeyError):
         return None
-    return found if (found.folder / RECORD).exists() else None
+    return found if any(found.folder.glob("*.json")) else None
 
 
 def _same_file(source: Path, target: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from train.sharding import own
+
 
 class EMA:
     """ema = decay * ema + (1 - decay) * weights; starts as a copy, without warm-up, as published."""
@@ -17,8 +19,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, skip: Tensor) -> None:
         """Move towards the weights of `model`, which has the same parameters in the same order, unless `skip`."""
-        averaged, weight = list(self.model.parameters()), self._weight * ~skip
-        torch._foreach_lerp_(averaged, list(model.parameters()), [weight] * len(averaged))
+        averaged, weight = own(self.model.parameters()), self._weight * ~skip
+        torch._foreach_lerp_(averaged, own(model.parameters()), [weight] * len(averaged))
 
     def state_dict(self) -> Mapping[str, Tensor]:
         """Return the averaged weights."""

@@ -1,17 +1,17 @@
 """What each Ray Train worker runs: batches in, steps, checkpoints and a log out."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from upath import UPath
 
-from infra.ahead import one_ahead
+from infra.ahead import made_ahead
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
@@ -27,10 +27,16 @@ from train.optimizer import Optimization
 from train.progress import load_progress, newest_whole
 from train.rate import device_rate, operations
 from train.saving import Saver
+from train.sharding import spread
 from train.start import Start, initial_model
 from train.step import training_step
 from train.watch import Watch
 from train.workers import as_the_first_says, mean_of_all
+
+STOPPED, PREEMPTED, FAILED = "stopped", "preempted", "failed"
+"""Why the workers have left before the end, as they return it."""
+_AHEAD = 4
+"""Steps whose latents and draws are made before they are due: a slow read of the store holds nobody up."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,12 @@ class TrainJob:
     """A file: when it appears, the workers write what they have and leave."""
     begin: str = ""
     """Progress to begin with where `progress` holds none, or nothing."""
+    of: Mapping[str, Any] = field(default_factory=dict)
+    """What tells this training apart from others: kept with its progress."""
+    noticing: bool = False
+    """Ray tells of nodes that will be taken away."""
+    sharded: bool = False
+    """Weights, averages and moments are cut among the workers."""
     recomputing: bool = False
     """Blocks are computed again in the backward pass."""
     measured_every: int = 0
@@ -79,7 +91,7 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     try:
         return worker.train()
     except FloatingPointError as error:  # would happen again: not worth Ray's retries
-        return {"failed": str(error)}
+        return {FAILED: str(error)}
 
 
 class _Worker:
@@ -91,22 +103,21 @@ class _Worker:
         self.store = LatentStore(str(job.data.store), heldout=job.data.heldout)
         self.store.latent_scale = job.latent_scale
         self.model = initial_model(job.model, config.seed, job.start, job.data.tokenizer).to(device)
-        self.ema, self.optimization = EMA(self.model, config.ema_decay), Optimization(self.model, config)
-        self.start = self._go_on()
+        self.ema = EMA(self.model, config.ema_decay)
         if job.recomputing:  # the averages' copy has no backward pass
             recompute_blocks(self.model)
+        cut = job.sharded and world > 1
         if config.compile and device.type == "cuda":  # on a processor it takes a minute and gains nothing
-            compile_training(self.model)
-        self.network = self.model
-        if world > 1:
-            # the head is used outside of the wrapped forward: its hooks work there too, if no parameter is unused
-            devices = [device] if device.type == "cuda" else None
-            self.network = DistributedDataParallel(
-                self.model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            compile_training(self.model, cut=cut)
+        self.network = spread(self.model, self.ema.model, device, world, cut=cut)
+        self.optimization = Optimization(self.model, config)
+        self.start = self._go_on()
         held = _held(job, self.store)
         self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
-        self.watch, self.saver = Watch(config.max_skipped_steps, mean_of_all), Saver(Path(job.progress), rank)
+        self.watch, self.saver = (
+            Watch(config.max_skipped_steps, mean_of_all),
+            Saver(Path(job.progress), rank, world, job.of),
+        )
         self.log = Log(Path(job.log), self.start, config.batch_size, self._most_images(), world) if rank == 0 else None
 
     def _most_images(self) -> float:
@@ -122,26 +133,26 @@ class _Worker:
     def train(self) -> dict[str, Any]:
         """Take the steps that are left. Raises FloatingPointError when too many in a row are not finite."""
         steps = range(self.start, self.job.config.train_steps)
-        with one_ahead(self._inputs, steps) as ahead:
+        with made_ahead(self._inputs, steps, _AHEAD) as ahead:
             for step, inputs in self.log.timing(ahead) if self.log else ahead:
                 lr = self.optimization.lr
                 on_device = [each.to(self.device) for each in inputs]
                 terms = training_step(self.model, self.network, self.ema, self.optimization, on_device)
                 self.watch.add(step + 1, terms)
-                if self._after(step + 1, lr):
-                    return {"stopped": step + 1}
+                if why := self._after(step + 1, lr):
+                    return {why: step + 1}
         return {"start": self.start, "images": len(self.store), "images_held_back": self.store.held_back}
 
     def _inputs(self, step: int) -> list[StepInput]:
         made = step_inputs(self.store, self.job.model, self.job.config, step, self.rank, self.world)
         return [each.pinned() for each in made] if self.device.type == "cuda" else made
 
-    def _after(self, done: int, lr: float) -> bool:
-        """Log and save where it is due after this many steps; tells whether the workers were asked to leave."""
+    def _after(self, done: int, lr: float) -> str:
+        """Log and save where it is due after this many steps; returns why the workers are to leave, if they are."""
         config, is_last = self.job.config, done == self.job.config.train_steps
         logs = done % config.log_every == 0 or is_last
-        stops = logs and not is_last and as_the_first_says(Path(self.job.stop).exists())
-        saves = done % config.checkpoint_every == 0 or is_last or stops
+        leaves = self._asked_to_leave() if logs and not is_last else ""
+        saves = done % config.checkpoint_every == 0 or is_last or leaves
         found = self._heldout_losses() if saves else {}
         if logs or found:
             terms = self.watch.fetch()  # by all workers: the gradient is the same, and so they end together
@@ -154,12 +165,18 @@ class _Worker:
                 self.model,
                 self.ema,
                 self.optimization,
-                last=is_last or stops,
+                last=is_last or bool(leaves),
                 measured=self._is_measured(done),
             )
             if self.log is not None:
                 self.log.held_up(seconds)
-        return stops
+        return leaves
+
+    def _asked_to_leave(self) -> str:
+        """Return why the workers are to save and leave, if they are; all of them ask."""
+        if self.job.noticing and ray.train.get_preemption_info() is not None:
+            return PREEMPTED
+        return STOPPED if as_the_first_says(Path(self.job.stop).exists()) else ""
 
     def _is_measured(self, done: int) -> bool:
         """Tell whether it is the first checkpoint since `measured_every` more steps were done."""

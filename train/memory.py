@@ -24,7 +24,7 @@ from infra.errors import InputError
 from train.batches import StepInput, TrainingDraws
 from train.config import Train
 from train.heldout_loss import loss_of
-from train.models.autoregressor import Autoregressor
+from train.models.autoregressor import Autoregressor, stacked
 from train.models.build import build_model
 from train.models.config import Model
 
@@ -53,28 +53,32 @@ class Memory(NamedTuple):
         return f"{self.weights / GIB:.1f} GiB of weights and moments, {self.activations / GIB:.1f} of activations"
 
 
-def counted(model: Model, config: Train, images: int, *, recomputing: bool) -> Memory:
-    """Return what a worker holds with micro-batches of so many images, in the step that predicts all tokens."""
+def counted(model: Model, config: Train, images: int, *, recomputing: bool, parts: int = 1) -> Memory:
+    """Return what a worker holds with micro-batches of so many images, in the step that predicts all tokens.
+
+    Its share of the weights is one of `parts`.
+    """
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(model).parameters())
     activations = activation_bytes(model, images, model.num_tokens, config.precision, recomputing=recomputing)
-    return Memory(parameters * _BYTES_A_WEIGHT, activations)
+    return Memory(parameters * _BYTES_A_WEIGHT // parts, activations)
 
 
-def recomputes(config: Train, model: Model, workers: int, device_bytes: int | None) -> bool:
+def recomputes(config: Train, model: Model, workers: int, device_bytes: int | None, *, cut: bool = False) -> bool:
     """Tell whether blocks are computed again in the backward pass: as asked for, else where the device is too small.
 
-    `device_bytes` are None where they are not known. Raises InputError with the numbers where it does not fit.
+    `device_bytes` are None where they are not known; `cut` tells that the workers share the weights. Raises InputError
+    with the numbers where it does not fit.
     """
-    asked = config.activation_checkpointing
+    asked, parts = config.activation_checkpointing, workers if cut else 1
     if device_bytes is None:
         return asked == "on"
     images = config.images_at_once(workers)
-    whole = counted(model, config, images, recomputing=asked == "on")
+    whole = counted(model, config, images, recomputing=asked == "on", parts=parts)
     if asked != "auto" or sum(whole) <= ROOM * device_bytes:
         _require(whole, images, device_bytes)
         return asked == "on"
-    _require(counted(model, config, images, recomputing=True), images, device_bytes)
+    _require(counted(model, config, images, recomputing=True, parts=parts), images, device_bytes)
     return True
 
 
@@ -95,16 +99,15 @@ def _require(memory: Memory, images: int, device_bytes: int) -> None:
     if sum(memory) > device_bytes:
         raise InputError(
             f"a device has {device_bytes / GIB:.1f} GiB, a training step of {images} images at once holds "
-            f"{memory.gib:.1f}: {memory}. Give a smaller --train.micro-batch, more --compute.train.workers, or "
-            "--train.activation-checkpointing on."
+            f"{memory.gib:.1f}: {memory}. Give a smaller --train.micro-batch, more --compute.train.workers, "
+            "--compute.train.sharded, or --train.activation-checkpointing on."
         )
 
 
 def recompute_blocks(model: nn.Module) -> None:
     """Keep of each block of the model only what goes in: its backward pass computes it again, with the same dropout."""
-    for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for block in stack:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in stacked(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @lru_cache

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from train.config import Train
 from train.models.autoregressor import Autoregressor
 
+_STEP = "step_number"
+
 
 def parameter_groups(model: Autoregressor, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: without decay vectors, biases, the head and what the model names; with decay the rest.
@@ -58,6 +60,10 @@ class Optimization:
         self._config, self.grad_clip, self.step_number = config, config.grad_clip, 0
         groups = parameter_groups(model, config.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+        self._trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for parameter in self._trained.values():  # as AdamW begins them at its first step: a checkpoint goes into them
+            taken, moments = torch.zeros((), device=parameter.device), [torch.zeros_like(parameter) for _ in range(2)]
+            self.adamw.state[parameter] = {"step": taken, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
 
     def mixed_precision(self, device: torch.device) -> torch.autocast:
         """Return the context of a forward pass in the configured precision."""
@@ -83,11 +89,16 @@ class Optimization:
         self.adamw.step()
         self.step_number += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return moments and step number."""
-        return {"adamw": self.adamw.state_dict(), "step": self.step_number}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments of each weight, which take what is copied into them, and the step number."""
+        moments = {
+            f"{kind}.{name}": tensor if tensor.ndim else tensor.view(1)
+            for name, parameter in self._trained.items()
+            for kind, tensor in self.adamw.state[parameter].items()
+        }
+        return {**moments, _STEP: torch.tensor([self.step_number])}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.adamw.load_state_dict(state["adamw"])
-        self.step_number = state["step"]
+    def loaded(self, state: Mapping[str, Tensor]) -> int:
+        """Take the step number of a `state_dict`, into whose other tensors the moments were copied; returns it."""
+        self.step_number = int(state[_STEP])
+        return self.step_number

@@ -1,57 +1,114 @@
-"""What a training goes on from: weights, averages and moments after a step, with a checksum; none of it is code.
+"""What a training goes on from: weights, averages and moments after a step, with checksums; none of it is code.
 
-    step_00001000/progress.pt      tensors alone
-    step_00001000/progress.json    bytes and sha256 of the other, written last
+    step_00001000/part_00000-of-00002.safetensors   what the first of two workers wrote
+    step_00001000/part_00000-of-00002.json          bytes and sha256 of it, and of which training; written after it
 
-A folder that does not hold what its record says is passed over, and the one before it taken.
+The parts are a checkpoint as torch.distributed.checkpoint has them in safetensors: any number of workers, cut models or
+whole ones, read from them what each needs. A folder that does not hold what its records say is passed over, and the one
+before it taken.
 """
 
 import hashlib
+import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from infra.errors import InputError
+from infra.fingerprint import differences
 from infra.storage import read_json, write_json
 from train.ema import EMA
 from train.optimizer import Optimization
+from train.sharding import is_cut
 
-PROGRESS, RECORD = "progress.pt", "progress.json"
-_STEP = "step_"
-
-
-def snapshot(model: nn.Module, ema: EMA, optimization: Optimization) -> dict[str, Any]:
-    """Return a copy in the host's memory of what a later run needs to go on exactly here."""
-    state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimization": optimization.state_dict()}
-    return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf, state)
+MODEL, EMA_OF_IT = "model", "ema"
+_STEP, _OFFSETS = "step_", "DCP_SHARDING_INFO"
 
 
-def write_progress(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a `snapshot`, then its record."""
+class Piece(NamedTuple):
+    """What one worker has of a tensor, in the host's memory, and where it begins there."""
+
+    values: Tensor
+    offsets: list[int]
+
+
+def _tensors(model: nn.Module, ema: EMA, optimization: Optimization) -> dict[str, Tensor]:
+    """Return all of a training's state by name: the tensors themselves, no copies."""
+    of = {MODEL: model.state_dict(), EMA_OF_IT: ema.state_dict(), "optimization": optimization.state_dict()}
+    return {f"{kind}.{name}": tensor for kind, state in of.items() for name, tensor in state.items()}
+
+
+def snapshot(model: nn.Module, ema: EMA, optimization: Optimization, rank: int = 0, world: int = 1) -> dict[str, Piece]:
+    """Return a copy of this worker's share: its parts of what is cut, and in turn some of what every worker has."""
+    pieces = {}
+    for number, (name, tensor) in enumerate(_tensors(model, ema, optimization).items()):
+        piece = _cut_piece(tensor) if is_cut(tensor) else Piece(tensor, [0] * tensor.ndim)
+        if piece.values.numel() and (is_cut(tensor) or number % world == rank):
+            pieces[name] = Piece(piece.values.detach().to("cpu", copy=True), piece.offsets)
+    return pieces
+
+
+def _cut_piece(tensor: Any) -> Piece:  # noqa: ANN401  a DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Piece(tensor.to_local(), list(offsets))
+
+
+def write_progress(
+    folder: Path, pieces: Mapping[str, Piece], rank: int = 0, world: int = 1, of: Mapping[str, Any] | None = None
+) -> None:
+    """Write a worker's `snapshot`, then its record, with what tells the training apart from others (`of`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / PROGRESS).open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
+    part = _part(folder, rank, world)
+    offsets = {name: {"saved_offsets": piece.offsets} for name, piece in pieces.items()}
+    save_file({name: piece.values for name, piece in pieces.items()}, part, {_OFFSETS: json.dumps(offsets)})
+    with part.open("rb+") as file:
         os.fsync(file.fileno())
-    write_json(folder / RECORD, {"bytes": (folder / PROGRESS).stat().st_size, "sha256": _digest(folder / PROGRESS)})
+    write_json(_record(part), {"bytes": part.stat().st_size, "sha256": _digest(part), "of": of or {}})
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    """Return what `write_progress` wrote, as a map of the file: all workers of a host share what they read of it."""
-    return torch.load(folder / PROGRESS, map_location="cpu", weights_only=True, mmap=True)
+def is_written(folder: Path, world: int) -> bool:
+    """Tell whether all workers have written their parts."""
+    return all(_record(_part(folder, rank, world)).exists() for rank in range(world))
 
 
 def load_progress(folder: Path, model: nn.Module, ema: EMA, optimization: Optimization) -> int:
-    """Go on from what `write_progress` wrote; returns the number of steps done."""
-    state = read_progress(folder)
-    model.load_state_dict(state["model"])
-    ema.model.load_state_dict(state["ema"])
-    optimization.load_state_dict(state["optimization"])
-    return optimization.step_number
+    """Go on from what was written, whoever wrote it; returns the number of steps done.
+
+    Of what is cut each worker reads its part alone, and each tensor goes where it belongs before the next is read.
+    """
+    state = _tensors(model, ema, optimization)
+    _read(folder, state)
+    return optimization.loaded({name.removeprefix("optimization."): tensor for name, tensor in state.items()})
+
+
+def read_weights(folder: Path, of: str) -> dict[str, Tensor]:
+    """Return the whole weights (`MODEL`) or averages (`EMA_OF_IT`)."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    there = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)  # pyrefly: ignore  all entries are tensors
+        for name, entry in there.items()
+        if name.startswith(f"{of}.")
+    }
+    _read(folder, state)
+    return {name.removeprefix(f"{of}."): tensor for name, tensor in state.items()}
+
+
+def _read(folder: Path, state: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load  # a second: not for who only looks
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: nobody waits for others
+        load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def folder_for(root: Path, step: int) -> str:
@@ -65,6 +122,21 @@ def folder_for(root: Path, step: int) -> str:
 def step_of(folder: Path) -> int:
     """Return the number of steps done where this progress was written."""
     return int(folder.name.removeprefix(_STEP).split("-")[0])
+
+
+def check_same(root: Path, of: Mapping[str, Any]) -> None:
+    """Raise InputError naming each field where a progress below `root` is of another training than `of` tells."""
+    for record in sorted(root.glob(f"{_STEP}*/part_*.json")):
+        try:
+            found = read_json(record)["of"]
+        except (OSError, ValueError, KeyError):
+            continue  # damaged: it will be passed over
+        if found and (lines := differences(found, of)):
+            differing = "\n".join(f"  {line}" for line in lines)
+            raise InputError(
+                f"{record.parent}: this is a checkpoint of another training (there -> asked for):\n{differing}\n"
+                f"Ask for the same, or give another --compute.out, or remove {root}."
+            )
 
 
 def newest_whole(root: Path, pass_over: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -84,13 +156,28 @@ def _newest_first(root: Path) -> Iterator[Path]:
 def _fault(folder: Path) -> str:
     """Return what is wrong with a progress, or nothing."""
     try:
-        record = read_json(folder / RECORD)
-        size = (folder / PROGRESS).stat().st_size
-        if size != record["bytes"]:
-            return f"{PROGRESS} has {size} bytes instead of {record['bytes']}"
-        return "" if _digest(folder / PROGRESS) == record["sha256"] else f"{PROGRESS} is not what was written"
+        world = int(next(folder.glob("part_*.json")).stem.split("-")[-1])
+        return next(filter(None, (_part_fault(_part(folder, rank, world)) for rank in range(world))), "")
+    except StopIteration:
+        earlier = (folder / "progress.pt").exists()
+        return "written by an earlier version, which alone goes on from it" if earlier else "not finished"
     except (OSError, ValueError, KeyError) as error:
         return f"not finished ({type(error).__name__})"
+
+
+def _part_fault(part: Path) -> str:
+    record, size = read_json(_record(part)), part.stat().st_size
+    if size != record["bytes"]:
+        return f"{part.name} has {size} bytes instead of {record['bytes']}"
+    return "" if _digest(part) == record["sha256"] else f"{part.name} is not what was written"
+
+
+def _part(folder: Path, rank: int, world: int) -> Path:
+    return folder / f"part_{rank:05d}-of-{world:05d}.safetensors"
+
+
+def _record(part: Path) -> Path:
+    return part.with_suffix(".json")
 
 
 def _digest(path: Path) -> str:

@@ -10,25 +10,27 @@ from typing import Any
 
 import ray.train
 import torch
-from torch.utils._pytree import tree_leaves
+from safetensors import SafetensorError
 
 from train.best import LOSS, keep_if_best
 from train.ema import EMA
 from train.optimizer import Optimization
-from train.progress import folder_for, snapshot, write_progress
+from train.progress import Piece, folder_for, is_written, snapshot, write_progress
 from train.validation import asked
+from train.workers import as_the_first_says
 
-_TRY_AGAIN_SECONDS = 10.0
+_TRY_AGAIN_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 
 
 class Saver:
-    """Hands the first worker's progress to Ray Train, which knows it when it is whole.
+    """Hands each worker's share of the progress to Ray Train, which knows it when all of it is whole.
 
     One is written at a time: where the next is due before, the training waits. It waits too while a disk is full.
     """
 
-    def __init__(self, root: Path, rank: int) -> None:
-        self._root, self._is_first = root, rank == 0
+    def __init__(self, root: Path, rank: int, world: int, of: Mapping[str, Any]) -> None:
+        """`of` tells the training apart from others."""
+        self._root, self._rank, self._world, self._of = root, rank, world, of
         self._written = threading.Event()
         self._written.set()
 
@@ -49,40 +51,39 @@ class Saver:
         began = time.monotonic()
         mode = ray.train.CheckpointUploadMode
         self._written.wait()
-        name = folder_for(self._root, int(metrics["step"]))
+        name = as_the_first_says(folder_for(self._root, int(metrics["step"])))
+        pieces = snapshot(model, ema, optimization, self._rank, self._world)
+        self._written = threading.Event()
+
+        def write(_: object, folder: str) -> ray.train.Checkpoint:
+            return self._write(pieces, self._root / folder, metrics)
+
         with tempfile.TemporaryDirectory() as empty:
-            checkpoint = ray.train.Checkpoint.from_directory(empty) if self._is_first else None
-            state = snapshot(model, ema, optimization) if self._is_first else {}
-            self._written = threading.Event()
-
-            def write(_: object, folder: str) -> ray.train.Checkpoint:
-                return self._write(state, self._root / folder, metrics)
-
             ray.train.report(
-                dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=write,
-                checkpoint_upload_mode=mode.SYNC if last else mode.ASYNC, delete_local_checkpoint_after_upload=False,
+                dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(empty), checkpoint_dir_name=name,
+                checkpoint_upload_fn=write, checkpoint_upload_mode=mode.SYNC if last else mode.ASYNC,
+                delete_local_checkpoint_after_upload=False,
                 validation=asked(int(metrics["step"])) if measured else False,
             )  # fmt: skip
-        if not self._is_first:
-            self._written.set()
         return time.monotonic() - began
 
-    def _write(self, state: dict[str, Any], folder: Path, metrics: Mapping[str, float]) -> ray.train.Checkpoint:
+    def _write(self, pieces: Mapping[str, Piece], folder: Path, metrics: Mapping[str, float]) -> ray.train.Checkpoint:
         while True:
             try:
-                write_progress(folder, state)
-            except (OSError, RuntimeError):  # torch raises either
-                if not _is_full(folder, state):
+                write_progress(folder, pieces, self._rank, self._world, self._of)
+            except (OSError, SafetensorError):
+                if not _is_full(folder, pieces):
                     raise
                 time.sleep(_TRY_AGAIN_SECONDS)
                 continue
-            if LOSS in metrics:
+            while not is_written(folder, self._world):  # a worker that ends takes this one with it
+                time.sleep(_LOOK_SECONDS)
+            if self._rank == 0 and LOSS in metrics:
                 keep_if_best(self._root, folder, LOSS, metrics[LOSS])
             self._written.set()
             return ray.train.Checkpoint(str(folder), ray.train.get_context().get_storage().storage_filesystem)
 
 
-def _is_full(folder: Path, state: Mapping[str, Any]) -> bool:
-    """Tell whether the disk has no room for a snapshot."""
-    tensors = [leaf for leaf in tree_leaves(dict(state)) if isinstance(leaf, torch.Tensor)]
-    return shutil.disk_usage(folder.parent).free < sum(tensor.nbytes for tensor in tensors)
+def _is_full(folder: Path, pieces: Mapping[str, Piece]) -> bool:
+    """Tell whether the disk has no room for a worker's share."""
+    return shutil.disk_usage(folder.parent).free < sum(piece.values.nbytes for piece in pieces.values())

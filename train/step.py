@@ -10,6 +10,7 @@ from train.ema import EMA
 from train.models.autoregressor import Autoregressor
 from train.models.transformer import take_rows
 from train.optimizer import Optimization, reducing
+from train.sharding import whole
 
 
 def training_step(
@@ -32,7 +33,7 @@ def training_step(
         (found.loss * inputs.weight).backward()
         terms = {"loss": found.loss.detach(), **found.terms}
         logged = {name: logged.get(name, 0.0) + value * inputs.weight for name, value in terms.items()}
-    gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), optimization.grad_clip)
+    gradient_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), optimization.grad_clip))
     optimization.step(skip := ~gradient_norm.isfinite())
     ema.update(model, skip)
     return {**logged, "grad_norm": gradient_norm}

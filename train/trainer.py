@@ -16,6 +16,7 @@ from upath import UPath
 
 from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
+from infra.fingerprint import canonical
 from infra.follow import append, following, logged
 from infra.processor import multiplies_bf16
 from infra.storage import read_json
@@ -26,10 +27,10 @@ from train.card import ModelCard, read_card
 from train.checkpoint import write_model
 from train.config import Train
 from train.log import NOT_METRICS
-from train.loop import Data, TrainJob, train_worker
+from train.loop import FAILED, PREEMPTED, STOPPED, Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
-from train.progress import newest_whole, read_progress, step_of
+from train.progress import EMA_OF_IT, MODEL, check_same, newest_whole, read_weights, step_of
 from train.results import BEST, EVALUATIONS, LOG, CheckpointResult
 from train.start import Start
 from train.validation import Validation
@@ -74,7 +75,7 @@ def train(
 
     Run again after any interruption, it goes on from the newest checkpoint; before there is any, from that of `begin`,
     a finished training that differs in its number of steps alone. Raises InputError when the model
-    does not fit the latents, RuntimeError when training diverged.
+    does not fit the latents or `out` holds a checkpoint of another training, RuntimeError when training diverged.
     """
     manifest = read_json(data.store / MANIFEST)
     kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
@@ -88,6 +89,9 @@ def train(
         train_steps=config.train_steps, images_seen=config.train_steps * config.batch_size, ema_decay=config.ema_decay,
     )  # fmt: skip
     log, root = Path(str(out)) / LOG, Path(str(out)) / RUN
+    of = canonical({"train": {**canonical(config), "model": model}, "latent_scale": card.latent_scale,
+                    "tokenizer": card.tokenizer_hash})  # fmt: skip
+    check_same(root, of)
     told = following(log, on_log), following(log.with_name(EVALUATIONS), on_log)
     with connected(compute) as cluster, told[0], told[1], keeping_interrupts(), _stopping(root / STOP):
         workers = _workers(config, compute, cluster.train)
@@ -95,7 +99,8 @@ def train(
             workers = validation.beside(workers, chosen=compute.train.cpus > 0)
         job = TrainJob(
             config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
-            _begin(begin, root, log), _recomputing(config, model, workers), validation.every if validation else 0,
+            _begin(begin, root, log), of, _noticing(compute), compute.train.sharded,
+            _recomputing(config, model, workers, cut=compute.train.sharded), validation.every if validation else 0,
             from_model,
         )  # fmt: skip
         measuring = validation and validation.for_ray(card, root, log.with_name(EVALUATIONS))
@@ -115,9 +120,17 @@ def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
     return workers
 
 
-def _recomputing(config: Train, model: Model, workers: Workers) -> bool:
+def _noticing(compute: Compute) -> bool:
+    """Have Ray watch for nodes that will be taken away, unless the cluster is this process' own: it costs a process."""
+    joined = bool(compute.address or os.environ.get("RAY_ADDRESS"))
+    if joined:
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
+    return joined
+
+
+def _recomputing(config: Train, model: Model, workers: Workers, *, cut: bool) -> bool:
     """Tell whether activations are computed again. Raises InputError where a step does not fit the GPUs."""
-    recomputing = recomputes(config, model, workers.count, device_bytes(workers))
+    recomputing = recomputes(config, model, workers.count, device_bytes(workers), cut=cut)
     if recomputing and config.activation_checkpointing == "auto":
         stage("checkpoint", "the GPU's memory is small: activations are computed again in the backward pass")
     return recomputing
@@ -125,18 +138,18 @@ def _recomputing(config: Train, model: Model, workers: Workers) -> bool:
 
 def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict[str, Any]) -> CheckpointResult:
     """Write the model directory from the last progress, if the training came to its end."""
-    if "failed" in returned:
-        raise RuntimeError(f"training diverged: {returned['failed']}. Lower --train.lr or raise --train.warmup-steps.")
-    if "stopped" in returned:
-        stage("checkpoint", f"stopped after step {returned['stopped']}, where the next run goes on")
+    if FAILED in returned:
+        raise RuntimeError(f"training diverged: {returned[FAILED]}. Lower --train.lr or raise --train.warmup-steps.")
+    if STOPPED in returned:
+        stage("checkpoint", f"stopped after step {returned[STOPPED]}, where the next run goes on")
         raise KeyboardInterrupt
     folder = newest_whole(root, _say_passed_over)
     if folder is None or step_of(folder) < card.train_steps:
         raise RuntimeError(f"the last checkpoint below {root} is damaged: run again, which makes it again")
-    progress = read_progress(folder)
-    write_model(out, card, progress["model"], progress["ema"])
+    weights = read_weights(folder, MODEL)
+    write_model(out, card, weights, read_weights(folder, EMA_OF_IT))
     kept = _write_best(card, out, root)
-    parameters = sum(tensor.numel() for tensor in progress["model"].values())
+    parameters = sum(tensor.numel() for tensor in weights.values())
     last, rate = _last_log(log)
     return CheckpointResult(
         train_steps=card.train_steps, images_seen=card.images_seen, parameters=parameters, last=last,
@@ -150,10 +163,9 @@ def _write_best(card: ModelCard, out: UPath, root: Path) -> Best | None:
     kept = best(root)
     if kept is not None and kept.step != card.train_steps:
         stage("checkpoint", f"the best by {kept.by} was step {kept.step} ({kept.value:.4g}): {out / BEST}")
-        progress, seen = read_progress(kept.folder), kept.step * card.images_seen // card.train_steps
-        write_model(
-            out / BEST, replace(card, train_steps=kept.step, images_seen=seen), progress["model"], progress["ema"]
-        )
+        weights = [read_weights(kept.folder, kind) for kind in (MODEL, EMA_OF_IT)]
+        seen = kept.step * card.images_seen // card.train_steps
+        write_model(out / BEST, replace(card, train_steps=kept.step, images_seen=seen), *weights)
     return kept
 
 
@@ -227,7 +239,12 @@ def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.Validatio
         elif job.start is not None and not job.begin:
             stage("checkpoint", job.start.told(job.model))
         try:
-            return _trainer(job, group, out, measuring).fit().return_value
+            returned = _trainer(job, group, out, measuring).fit().return_value
+            if PREEMPTED not in returned:
+                return returned
+            stage(
+                "checkpoint", f"a node will be taken away: saved after step {returned[PREEMPTED]}, going on elsewhere"
+            )
         except ray.train.TrainingFailedError as error:
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):

@@ -19,7 +19,7 @@ from infra.follow import append
 from train.best import DISTANCE, keep_if_best
 from train.card import ModelCard
 from train.checkpoint import write_model
-from train.progress import read_progress, step_of
+from train.progress import EMA_OF_IT, MODEL, read_weights, step_of
 
 _ATTEMPTS = 2
 
@@ -73,7 +73,7 @@ def _validate(
 
 
 def _measured(measure: Callable[..., Mapping[str, float]], card: ModelCard, folder: Path) -> Mapping[str, float]:
-    progress, step = read_progress(folder), step_of(folder)
+    step, weights = step_of(folder), [read_weights(folder, kind) for kind in (MODEL, EMA_OF_IT)]
     with tempfile.TemporaryDirectory() as model:
-        write_model(UPath(model), replace(card, train_steps=step), progress["model"], progress["ema"])
+        write_model(UPath(model), replace(card, train_steps=step), *weights)
         return measure(model, step, 1)

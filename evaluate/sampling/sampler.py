@@ -12,7 +12,7 @@ from evaluate.sampling.confidence import most_confident, to_gumbel
 from evaluate.sampling.known import Known
 from evaluate.sampling.noise import NoiseSource
 from evaluate.sampling.orders import generation_order, reveal_counts
-from infra.ahead import one_ahead
+from infra.ahead import made_ahead
 from infra.errors import InputError
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
@@ -72,7 +72,7 @@ def sample(
         return draws, noise.normal(1, asked[step], 1)[0, :, :, 0] if by_confidence else None
 
     bf16 = settings.precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), one_ahead(step_noise, range(len(counts))) as ahead:
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), made_ahead(step_noise, range(len(counts))) as ahead:
         guided = settings.cfg_scale != 1.0 and labels is not None
         vectors = model.class_vectors(labels.to(device) if labels is not None else None, batch)
         if guided:

@@ -4,15 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
+from tests.train.test_progress import weights, write
 from train.best import DISTANCE, LOSS, best, keep_if_best
-from train.progress import newest_whole, read_progress, write_progress
+from train.progress import newest_whole
 
 
 def written(root, step):
     folder = root / f"step_{step:08d}"
-    write_progress(folder, {"model": {"w": torch.full((3,), float(step))}})
+    write(folder, step)
     return folder
 
 
@@ -25,7 +25,7 @@ def test_best_is_that_of_the_smallest_number_and_outlives_what_it_was_kept_from(
             shutil.rmtree(tmp_path / f"step_{step - 2:08d}")
     found = best(tmp_path)
     assert (found.step, found.value) == (losses.argmin(), 0)
-    assert read_progress(found.folder)["model"]["w"].eq(found.step).all()
+    assert weights(found.folder).eq(found.step).all()
     assert len(list(found.folder.parent.iterdir())) == 1
     assert newest_whole(tmp_path).name == "step_00000007", "the best is not taken for the newest"
 

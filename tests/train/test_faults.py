@@ -81,7 +81,7 @@ def checkpoints(folder):
 
 
 def wait_for_step(folder, step, process):
-    record = folder / "ray_train" / f"step_{step:08d}" / "progress.json"
+    record = folder / "ray_train" / f"step_{step:08d}" / "part_00000-of-00001.json"
     wait_until(lambda: record.exists() or process.poll() is not None, 300, f"step {step}")
 
 
@@ -154,11 +154,11 @@ def test_disk_that_is_full_is_waited_for(root):
     try:
         process = start(folder)
         wait_until(
-            lambda: list(folder.glob("ray_train/step_*/progress.pt")) or process.poll() is not None, 300, "a save"
+            lambda: list(folder.glob("ray_train/step_*/*.safetensors")) or process.poll() is not None, 300, "a save"
         )
         time.sleep(15)
         assert process.poll() is None
-        assert not list(folder.glob("ray_train/step_*/progress.json"))
+        assert not list(folder.glob("ray_train/step_*/*.json"))
         assert subprocess.run(["mount", "-o", "remount,size=64m", folder]).returncode == 0
         code, output = finish(process)
         assert code == 0, output
@@ -178,6 +178,22 @@ def nodes(monkeypatch):
         cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
     yield cluster
     cluster.shutdown()
+
+
+def test_node_that_is_drained_is_left_with_a_checkpoint(nodes, root):
+    folder, log = root / "drained", root / "drained" / "metrics.jsonl"
+    process = start(folder, False, nodes.address, 400)
+    wait_until(lambda: process.poll() is not None or (logged(log) or [{"step": 0}])[-1]["step"] > EVERY, 300, "steps")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address, "--node-id",
+               next(iter(nodes.worker_nodes)).node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message",
+               "spot", "--deadline-remaining-seconds", "120"]  # fmt: skip
+    drained = subprocess.run(command, capture_output=True, text=True)
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    code, output = finish(process)
+    assert code == 0, output
+    assert "a node will be taken away: saved after step" in output
+    assert {line["workers"] for line in logged(log)} == {1, 2}
+    assert [line["step"] for line in logged(log)] == list(range(5, 401, 5))
 
 
 MANY_STEPS = 100_000

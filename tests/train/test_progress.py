@@ -4,34 +4,58 @@ import numpy as np
 import pytest
 import torch
 
-from train.progress import PROGRESS, RECORD, folder_for, newest_whole, read_progress, step_of, write_progress
+from infra.errors import InputError
+from train.progress import MODEL, Piece, check_same, folder_for, newest_whole, read_weights, step_of, write_progress
+
+
+def write(folder, value, workers=2, of=None):
+    """A progress whose workers have two rows of one tensor each."""
+    for rank in range(workers):
+        piece = Piece(torch.full((2, 25), float(value)), [2 * rank, 0])
+        write_progress(folder, {"model.w": piece}, rank, workers, of)
+
+
+def weights(folder):
+    return read_weights(folder, MODEL)["w"]
 
 
 @pytest.fixture
 def root(tmp_path):
     for step in (4, 8, 12):
-        write_progress(tmp_path / f"step_{step:08d}", {"model": {"w": torch.full((50,), float(step))}})
+        write(tmp_path / f"step_{step:08d}", step)
     return tmp_path
 
 
+def one(folder, random, ending):
+    """The file of one worker."""
+    return sorted(folder.glob(f"*.{ending}"))[random.integers(2) % len(list(folder.glob(f"*.{ending}")))]
+
+
 def truncate(folder, random):
-    content = (folder / PROGRESS).read_bytes()
-    (folder / PROGRESS).write_bytes(content[: random.integers(len(content))])
+    file = one(folder, random, "safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: random.integers(len(content))])
 
 
 def flip(folder, random):
-    content = bytearray((folder / PROGRESS).read_bytes())
+    file = one(folder, random, "safetensors")
+    content = bytearray(file.read_bytes())
     content[random.integers(len(content))] ^= 1 << random.integers(8)
-    (folder / PROGRESS).write_bytes(content)
+    file.write_bytes(content)
+
+
+def lose_part(folder, random):
+    one(folder, random, "safetensors").unlink()
 
 
 def lose_record(folder, random):
-    (folder / RECORD).unlink()
+    one(folder, random, "json").unlink()
 
 
 def tear_record(folder, random):
-    content = (folder / RECORD).read_bytes()
-    (folder / RECORD).write_bytes(content[: random.integers(len(content) - 2)])
+    file = one(folder, random, "json")
+    content = file.read_bytes()
+    file.write_bytes(content[: random.integers(len(content) - 2)])
 
 
 def lose_all(folder, random):
@@ -40,13 +64,14 @@ def lose_all(folder, random):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("damage", [truncate, flip, lose_record, tear_record, lose_all])
+@pytest.mark.parametrize("damage", [truncate, flip, lose_part, lose_record, tear_record, lose_all])
 def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, seed, root):
     damage(root / "step_00000012", np.random.default_rng(seed))
     told = []
     folder = newest_whole(root, told.append)
     assert step_of(folder) == 8
-    assert read_progress(folder)["model"]["w"].eq(8).all()
+    assert weights(folder).shape == (4, 25)
+    assert weights(folder).eq(8).all()
     assert len(told) == 1
     assert "step_00000012" in told[0]
 
@@ -63,6 +88,27 @@ def test_step_that_is_made_again_has_a_folder_of_its_own_that_counts_as_newer(ro
     for count in range(1, 12):
         name = folder_for(root, 12)
         assert name == f"step_00000012-{count}"
-        write_progress(root / name, {"model": {"w": torch.full((50,), float(100 + count))}})
+        write(root / name, 100 + count)
         assert newest_whole(root).name == name
     assert folder_for(root, 16) == "step_00000016"
+
+
+def test_progress_of_another_training_is_refused_field_by_field_and_a_damaged_one_is_not_asked(root):
+    of = {"train": {"lr": 0.1, "batch_size": 16, "model": {"trunk": {"width": 32}}}}
+    write(root / "step_00000016", 16, of=of)
+    check_same(root, of)
+    other = {"train": {"lr": 0.1, "batch_size": 32, "model": {"trunk": {"width": 64, "depth": 2}}}}
+    said = r"step_00000016.*\n  train.batch_size: 16 -> 32\n.*width: 32 -> 64\n.*depth: \(absent\) -> 2\n"
+    with pytest.raises(InputError, match=said):
+        check_same(root, other)
+    for record in (root / "step_00000016").glob("*.json"):
+        record.write_text("{")
+    check_same(root, other)
+
+
+def test_progress_of_an_earlier_version_is_named(tmp_path):
+    (tmp_path / "step_00000004").mkdir()
+    (tmp_path / "step_00000004" / "progress.pt").touch()
+    told = []
+    assert newest_whole(tmp_path, told.append) is None
+    assert "earlier version" in told[0]

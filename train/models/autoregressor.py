@@ -68,12 +68,22 @@ class Autoregressor(nn.Module):
         raise NotImplementedError
 
 
-def compile_training(model: Autoregressor, **options: Any) -> None:  # noqa: ANN401
+def stacked(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model: what its stacks hold."""
+    return [block for stack in model.modules() if isinstance(stack, nn.ModuleList) for block in stack]
+
+
+def compile_training(model: Autoregressor, *, cut: bool = False, **options: Any) -> None:  # noqa: ANN401
     """Compile what a training step calls, each to one graph: the trunk, and the head's loss; options are torch's own.
 
-    The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step.
+    The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step. Of a model that is `cut`
+    among workers each block is a graph, since its weights are gathered before it.
     """
     options = {"fullgraph": True, **options}
+    if cut:
+        for block in stacked(model) if model.compiles else ():
+            block.forward = torch.compile(block.forward, **options)
+        return
     if model.compiles:
         model.compile(**options)
     model.head.loss = torch.compile(model.head.loss, **options)
