@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from torch import distributed
 
-from tests.small_model import TRUNKS, randomised, small
+from tests.small_model import randomised, small
 from tests.train.test_training import CONFIG, LABELS, TOKENS
 from train.batches import StepInput, training_draws
 from train.ema import EMA
@@ -21,7 +21,7 @@ from train.sharding import own, spread
 from train.step import training_step
 
 CLIPPED, BAD, SAVED, STEPS = replace(CONFIG, grad_clip=0.05, micro_batch=2), 2, 3, 5
-CPU = torch.device("cpu")
+CPU, CASES = torch.device("cpu"), ("masked", "pixelcnn")
 
 
 class Training:
@@ -60,7 +60,7 @@ def worker(rank, root):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
     found = {}
-    for trunk in TRUNKS:
+    for trunk in CASES:
         training, folder = Training(trunk, rank, 2, prepared if trunk == "masked" else lambda _: None), root / trunk
         norms = [training.step(step) for step in range(SAVED)]
         training.write(folder / "cut" / f"step_{SAVED:08d}")
@@ -76,7 +76,7 @@ def worker(rank, root):
 def trained(tmp_path_factory):
     """What two processes found, and one by itself; and the folder of what they wrote."""
     root, alone = tmp_path_factory.mktemp("cut"), {}
-    for trunk in TRUNKS:
+    for trunk in CASES:
         alone[trunk] = training = Training(trunk, 0, 1)
         training.norms = [training.step(step) for step in range(SAVED)]
         training.write(root / trunk / "one" / f"step_{SAVED:08d}")
@@ -85,7 +85,7 @@ def trained(tmp_path_factory):
     return root, alone, [torch.load(root / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("trunk", CASES)
 def test_two_workers_with_half_the_weights_each_train_as_one_does(trunk, trained):
     _, alone, both = trained
     alone = alone[trunk]
@@ -98,7 +98,7 @@ def test_two_workers_with_half_the_weights_each_train_as_one_does(trunk, trained
     assert both[0][trunk][2] == pytest.approx(alone.averaged, rel=1e-4)
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("trunk", CASES)
 def test_one_worker_goes_on_from_what_two_wrote_each_its_part_of(trunk, trained):
     root, alone, _ = trained
     folder = newest_whole(root / trunk / "cut")
