@@ -44,7 +44,7 @@ class Work:
     seed: int
     cores: int
     first: Sampling
-    """What every process warms up with, so that its first trial is no slower."""
+    """What every process warms up with, by two images, so that its first trial is no slower."""
 
     def path(self, sampling: Sampling) -> UPath:
         """Return the result file of one trial."""
@@ -71,7 +71,7 @@ def read_trial(path: UPath) -> Trial:
 
 def time_alone(work: Work, settings: list[Sampling]) -> list[float]:
     """Return the seconds an image of sampler and decoder, one setting after the other, each warmed up by a batch."""
-    generator, _, _ = _tools(work)
+    generator = _generator(replace(work, images=0))
     return [min(_timed(generator, work, sampling) for _ in range(2)) for sampling in settings]
 
 
@@ -81,7 +81,7 @@ def timed_batch(work: Work) -> int:
 
 
 def _measured(work: Work, sampling: Sampling) -> Trial:
-    generator, extractor, real = _tools(work)
+    generator, (extractor, real) = _generator(replace(work, images=0)), _against(work.reference)
     folder = location(work.folder) / trial_identity(sampling, 0, work.seed)
     found, start = find_ranges(folder), time.monotonic()
     spans, missing = cover(found, work.images, BATCH)
@@ -119,16 +119,16 @@ def _timed(generator: Generator, work: Work, sampling: Sampling) -> float:
     return (time.monotonic() - start) / len(span)
 
 
-def _tools(work: Work) -> tuple[Generator, Extractor, Statistics]:
-    """Return model, extractor and reference; loaded once a process, which Tune reuses for its next trial."""
-    return _loaded(replace(work, images=0))
+@lru_cache(maxsize=1)
+def _generator(work: Work) -> Generator:
+    """Return the model, warmed up; loaded once a process, which Tune reuses for its next trial."""
+    generator = Generator(work.subject.model, work.subject.weights, cores=work.cores)
+    generator.draw(generator.labels(range(2)), range(2), 0, work.first)
+    return generator
 
 
 @lru_cache(maxsize=1)
-def _loaded(work: Work) -> tuple[Generator, Extractor, Statistics]:
-    generator = Generator(work.subject.model, work.subject.weights, cores=work.cores)
-    real = read_reference(location(work.reference))
-    generator.draw(
-        generator.labels(range(2)), range(2), 0, Sampling(ar_steps=1)
-    )  # so that the first trial is no slower
-    return generator, Extractor(real.about.features), real.set.statistics
+def _against(reference: str) -> tuple[Extractor, Statistics]:
+    """Return what images are measured with, loaded once a process."""
+    real = read_reference(location(reference))
+    return Extractor(real.about.features), real.set.statistics
