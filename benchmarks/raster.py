@@ -2,16 +2,15 @@
 
     python -m benchmarks.raster fields --to docs/receptive-fields.png
     python -m benchmarks.raster cost
-    python -m benchmarks.raster priors CHECKPOINT --to docs/priors.png
+    python -m benchmarks.raster priors --model FOLDER --latents STORE --tokenizer FOLDER --to docs/priors.png
 
 `fields` draws receptive fields from gradients, of a plain stack of masked convolutions and of the gated one. `cost`
 prints, as Markdown, what a token costs when drawn, and the longest chain of layers that wait for each other in
-training. `priors` decodes codes drawn uniformly, from their frequencies, and from a trained model: CHECKPOINT is its
-directory, made by `mar train emoji-32-vq-pixelcnn`, in the output folder that holds its latents.
+training. `priors` decodes codes drawn uniformly, from their frequencies, and from a trained model, such as that of
+`mar train emoji-32-vq-pixelcnn`.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,8 @@ from train.models.trunks import ConvolutionalTrunk, RecurrentTrunk, Trunk
 
 SIDE, PLACE, DEPTHS, WIDTH = 15, (10, 6), (1, 2, 4, 9), 4
 SEEN, BLIND, ITSELF, LATER = (70, 130, 180), (240, 150, 60), (20, 20, 20), (225, 225, 225)
-_CELL, _GAP = 9, 12
+_CELL, _GAP, _COLOURS = 9, 12, 128
+_GIVEN = {"model": "a model's directory", "latents": "the store that it learned", "tokenizer": "its fitted tokenizer"}
 
 
 class MaskedConvolution(nn.Conv2d):
@@ -150,19 +150,18 @@ def costs() -> None:
         say(f"| {name} | {small:.2f} | {large:.2f} | {together:.3f} | {told} |")
 
 
-def priors_picture(checkpoint: Path, columns: int = 10, rows: int = 2) -> Image.Image:
+def priors_picture(model: Path, latents: Path, tokenizer: Path, columns: int = 10, rows: int = 2) -> Image.Image:
     """Return pictures of codes drawn uniformly, from the frequencies of all codes, and from the trained model."""
     from evaluate.config import Sampling
     from evaluate.sampling.generate import Generator
-    from tokenize_jobs.config import TokenizerFile
+    from tokenize_jobs import tokenizers
+    from tokenize_jobs.store.reader import LatentStore
     from train.card import read_card
 
-    card, record = read_card(checkpoint), json.loads((checkpoint / "artifact.json").read_text())
-    artifacts = checkpoint.parents[2]
-    tokenizer = next((artifacts / "tokenizer").glob(f"*/{card.tokenizer_hash}"))
-    latents = next((artifacts / "latents").glob(f"*/{record['inputs']['latents']}"))
-    counts = np.array(json.loads((latents / "manifest.json").read_text())["sums"]["count"])
-    generator = Generator(str(checkpoint), TokenizerFile(card.tokenizer_kind, str(tokenizer), card.tokenizer_hash))
+    card, store = read_card(model), LatentStore(str(latents))
+    codes = store.stored(np.arange(len(store)), np.zeros(len(store), int))
+    counts = np.bincount(codes.ravel(), minlength=store.manifest["layout"]["codebook_size"])
+    generator = Generator(str(model), tokenizers.find(card.tokenizer_kind, str(tokenizer)))
     count, shape = columns * rows, card.model.latent_shape
     random = stream("priors")
     drawn = [random.choice(len(counts), (count, *shape), p=of / of.sum()) for of in (np.ones(len(counts)), counts)]
@@ -178,16 +177,18 @@ def main() -> None:
     """Make what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fields", "cost", "priors"))
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="of priors: directory of the trained model")
+    for name, what in _GIVEN.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"of priors: {what}")
     parser.add_argument("--to", type=Path, help="PNG to write")
     words = parser.parse_args()
     if words.what == "cost":
         costs()
         return
-    if words.to is None or (words.what == "priors" and words.checkpoint is None):
-        parser.error("a picture needs --to FILE, and priors the directory of a checkpoint")
-    picture = fields_picture() if words.what == "fields" else priors_picture(words.checkpoint)
-    picture.save(words.to, optimize=True)
+    given = [getattr(words, name) for name in _GIVEN] if words.what == "priors" else []
+    if None in (words.to, *given):
+        parser.error("a picture needs --to FILE, and priors --" + " --".join(_GIVEN))
+    picture = priors_picture(*given) if given else fields_picture()
+    picture.quantize(_COLOURS).save(words.to, optimize=True)
     say(f"{words.to}: {picture.width} x {picture.height} pixels, {words.to.stat().st_size} bytes")
 
 
