@@ -20,6 +20,7 @@ from tokenize_jobs.tokenizers.var import from_published as from_published_tokeni
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 from train.batches import StepInput, training_draws
 from train.config import Train
+from train.ema import EMA
 from train.memory import counted
 from train.models.build import build_model
 from train.models.categorical import filtered
@@ -28,6 +29,9 @@ from train.models.heads import CategoricalHead, MixtureHead
 from train.models.published import from_published, recognise, to_published
 from train.models.tokens import CodeTokens, MultiScaleTokens
 from train.models.trunks import CausalTrunk, NextScaleTrunk
+from train.optimizer import Optimization
+from train.progress import load_progress, snapshot, write_progress
+from train.step import training_step
 
 GRADIENTS = 2e-4
 """Of the largest value of a gradient."""
@@ -254,6 +258,31 @@ def test_smooth_pictures_add_up_to_the_recorded_features_edited_ones_too():
         assert (features - last).abs().max() < SMOOTH * last.abs().max()
         tried += 1
     assert tried == 2
+
+
+def test_training_resumed_from_a_checkpoint_ends_with_the_same_bytes_dropped_blocks_too(tmp_path):
+    config, scales = Train(lr=1e-2, warmup_steps=0, precision="fp32"), small_var().z_proj.scales.state_dict()
+    shape = replace(SHAPE, trunk=replace(TRUNK, drop_path=0.5))
+
+    def start(seed):
+        torch.manual_seed(seed)
+        model = build_model(shape).train()
+        model.z_proj.scales.load_state_dict(scales)
+        return model, EMA(model, 0.9), Optimization(model, config)
+
+    def advance(parts, steps):
+        for step in steps:
+            inputs = StepInput(some_codes(4), torch.arange(4), training_draws(shape, 0, step, range(4)), step)
+            training_step(parts[0], *parts, [inputs])
+
+    straight, first, second = start(0), start(0), start(1)
+    advance(straight, range(4))
+    advance(first, range(2))
+    write_progress(tmp_path, snapshot(*first))
+    assert load_progress(tmp_path, *second) == 2
+    advance(second, range(2, 4))
+    for ours, other in ((straight[0], second[0]), (straight[1].model, second[1].model)):
+        assert all(torch.equal(of, other.state_dict()[name]) for name, of in ours.state_dict().items())
 
 
 def test_edit_keeps_codes_of_every_scale_and_draws_the_others_anew():
