@@ -33,7 +33,7 @@ from train.models.trunks import ConvolutionalTrunk, RecurrentTrunk, Trunk
 
 SIDE, PLACE, DEPTHS, WIDTH = 15, (10, 6), (1, 2, 4, 9), 4
 SEEN, BLIND, ITSELF, LATER = (70, 130, 180), (240, 150, 60), (20, 20, 20), (225, 225, 225)
-_CELL, _GAP, _COLOURS = 9, 12, 128
+_CELL, _GAP = 9, 12
 _GIVEN = {"model": "a model's directory", "latents": "the store that it learned", "tokenizer": "its fitted tokenizer"}
 
 
@@ -150,7 +150,7 @@ def costs() -> None:
         say(f"| {name} | {small:.2f} | {large:.2f} | {together:.3f} | {told} |")
 
 
-def priors_picture(model: Path, latents: Path, tokenizer: Path, columns: int = 10, rows: int = 2) -> Image.Image:
+def priors_picture(model: Path, latents: Path, tokenizer: Path, columns: int = 8, rows: int = 2) -> Image.Image:
     """Return pictures of codes drawn uniformly, from the frequencies of all codes, and from the trained model."""
     from evaluate.config import Sampling
     from evaluate.sampling.generate import Generator
@@ -188,7 +188,7 @@ def main() -> None:
     if None in (words.to, *given):
         parser.error("a picture needs --to FILE, and priors --" + " --".join(_GIVEN))
     picture = priors_picture(*given) if given else fields_picture()
-    picture.quantize(_COLOURS).save(words.to, optimize=True)
+    picture.save(words.to, optimize=True)
     say(f"{words.to}: {picture.width} x {picture.height} pixels, {words.to.stat().st_size} bytes")
 
 
