@@ -29,17 +29,19 @@ def check_alike(runs: Mapping[str, Run]) -> None:
     for other in others:
         if measured[other] != measured[first]:
             raise InputError(
-                f"{first} and {other} are measured against different images, or with different numbers of them"
+                f"{first} and {other} are measured against different images, or with other numbers or seeds of images, "
+                "or in another precision"
             )
 
 
-def _measured_by(name: str, run: Run) -> tuple[str, int, str]:
-    assert isinstance(run.recipe.tune, SamplingSweep)
+def _measured_by(name: str, run: Run) -> tuple[object, ...]:
+    sweep = run.recipe.tune
+    assert isinstance(sweep, SamplingSweep)
     try:
         reference = Planner(run.recipe, run.compute, again=run.again).plan().steps["reference"].fingerprint
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return reference, run.recipe.tune.images, run.recipe.evaluate.generate.sampling.precision
+    return reference, sweep.images, sweep.seed, run.recipe.evaluate.generate.sampling.precisions
 
 
 def short_names(targets: Sequence[str]) -> list[str]:

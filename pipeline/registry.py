@@ -13,7 +13,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from upath import UPath
@@ -180,10 +179,7 @@ def _load_back(model_uri: str, candidate: Candidate) -> None:
 
 def _version_with(tracker: Tracker, name: str, tags: Mapping[str, str]) -> str | None:
     """Return the version of this checkpoint, settings and evaluation, if any: registering twice would make two."""
-    try:
-        versions = tracker.client.search_model_versions(f"name = '{name}'")
-    except MlflowException:
-        return None
+    versions = tracker.client.search_model_versions(f"name = '{name}'")
     same = [v for v in versions if all(v.tags.get(key) == tags[key] for key in _VERSION_TAGS)]
     return next((version.version for version in same), None)
 

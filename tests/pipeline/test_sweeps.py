@@ -58,6 +58,8 @@ def test_models_measured_otherwise_are_not_drawn_into_one_picture(tmp_path):
     check_alike({"one": run(), "other": run("--train.train-steps", "3")})
     with pytest.raises(InputError, match="one and other are measured against different images"):
         check_alike({"one": run(), "other": run("--tune.images", "5000")})
+    with pytest.raises(InputError, match="or seeds of images"):
+        check_alike({"one": run(), "other": run("--tune.seed", "1")})
     with pytest.raises(InputError, match="different images"):
         check_alike({"one": run(), "other": run("--reference.images", "20")})
     with pytest.raises(InputError, match="other: several models are compared by their sampling"):
