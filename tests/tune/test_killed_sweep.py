@@ -43,13 +43,14 @@ def killed_five_times(words, folder, progress):
     def killed():
         """Return whether it was not done before."""
         running, before = driver(), progress()
-        wait_until(lambda: progress() > before or running.poll() is not None, 300, "progress")
-        time.sleep(moments.uniform(0, LATEST))
-        was_done = running.poll() is not None
-        if not was_done:
-            os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-        return not was_done
+        try:
+            wait_until(lambda: progress() > before or running.poll() is not None, 900, "progress")
+            time.sleep(moments.uniform(0, LATEST))
+            return running.poll() is None
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
 
     kills = [killed() for _ in range(KILLS)]
     assert any(kills)
