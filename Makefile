@@ -44,8 +44,9 @@ chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers while tokenizin
 bench: $(VENV)/ready-dev       ## measured ratios: models against a transcription, latent store against npz and memmap
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.latents
+	$(BIN)/python -m benchmarks.loop
 
-gpu:             ## tests on a GPU and the GPU rows of the benchmark, in eight minutes; needs torch, numpy and pytest alone, of whichever python3
+gpu:             ## tests on a GPU and the GPU rows of the benchmark, in fifteen minutes; needs torch, numpy and pytest alone, of whichever python3
 	python3 -m pytest --noconftest -c /dev/null --rootdir . -m gpu tests/gpu
 	python3 -m benchmarks.gpu
 

@@ -7,7 +7,7 @@ backward pass needs besides, nor what the allocator loses between tensors: a dev
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from infra.cluster import Workers
 from infra.errors import InputError
 from train.batches import StepInput, TrainingDraws
 from train.config import Train
@@ -27,6 +26,9 @@ from train.heldout_loss import loss_of
 from train.models.autoregressor import Autoregressor, stacked
 from train.models.build import build_model
 from train.models.config import Model
+
+if TYPE_CHECKING:  # counting needs torch alone
+    from infra.cluster import Workers
 
 GIB = 1 << 30
 ROOM = 0.85
@@ -82,7 +84,7 @@ def recomputes(config: Train, model: Model, workers: int, device_bytes: int | No
     return True
 
 
-def device_bytes(workers: Workers) -> int | None:
+def device_bytes(workers: "Workers") -> int | None:
     """Return the memory of a worker's GPU, which one such process of the connected cluster tells; None without GPUs."""
     if not workers.gpus:
         return None

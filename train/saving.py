@@ -31,6 +31,7 @@ class Saver:
     def __init__(self, root: Path, rank: int, world: int, of: Mapping[str, Any]) -> None:
         """`of` tells the training apart from others."""
         self._root, self._rank, self._world, self._of = root, rank, world, of
+        self._pieces: dict[str, Piece] = {}
         self._written = threading.Event()
         self._written.set()
 
@@ -52,7 +53,7 @@ class Saver:
         mode = ray.train.CheckpointUploadMode
         self._written.wait()
         name = as_the_first_says(folder_for(self._root, int(metrics["step"])))
-        pieces = snapshot(model, ema, optimization, self._rank, self._world)
+        self._pieces = pieces = snapshot(model, ema, optimization, self._rank, self._world, self._pieces)
         self._written = threading.Event()
 
         def write(_: object, folder: str) -> ray.train.Checkpoint:

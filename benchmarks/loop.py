@@ -1,0 +1,122 @@
+"""What the training loop costs beside its steps: Ray, waiting for data, checkpoints; and what a second worker brings.
+
+    python -m benchmarks.loop
+
+Trains a small model with steps of some 50 ms on one core, as `mar train` does and in a plain loop before and after it,
+and once by two workers. Prints Markdown.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.latents import KL16
+from benchmarks.machine import conditions
+from infra.ahead import made_ahead
+from infra.cluster import Compute, connected, quiet_environment
+from infra.console import say
+from infra.follow import logged
+from infra.stages import ElasticStage
+from infra.storage import location
+from tokenize_jobs.store.reader import LatentStore
+from tokenize_jobs.store.shards import commit_shard, publish, to_table
+from train.batches import step_inputs
+from train.config import Train
+from train.ema import EMA
+from train.loop import Data
+from train.models.build import build_model
+from train.models.config import mar_base, tiny
+from train.optimizer import Optimization
+from train.progress import snapshot
+from train.results import LOG
+from train.step import training_step
+from train.trainer import train
+
+IMAGES, STEPS, WARM = 2000, 400, 100
+CONFIG = Train(
+    model=tiny(32, 1, 2, 32, 1), train_steps=STEPS, batch_size=2, micro_batch=1, lr=1e-4, warmup_steps=10,
+    precision="fp32", checkpoint_every=STEPS, log_every=20,
+)  # fmt: skip
+
+
+def store_of(folder: Path) -> str:
+    """Write latents of KL-16's shape; returns where."""
+    moments = np.random.default_rng(0).standard_normal((2, IMAGES, *KL16.shape)).astype(np.float16)
+    labels = list(np.arange(IMAGES) % 4)
+    commit_shard(
+        location(folder), "a", to_table(KL16, [str(image) for image in range(IMAGES)], labels, *moments), KL16, []
+    )
+    about = {"classes": list("abcd"), "tokenizer": {"kind": "pixels", "weights": "w"}}
+    publish(location(folder), ["a"], KL16, about)
+    return str(folder)
+
+
+def plain_seconds(store: str) -> float:
+    """Return the seconds of a step in a loop without Ray, log or checkpoint."""
+    torch.set_num_threads(1)
+    latents, model = LatentStore(store), build_model(CONFIG.on(KL16, 4)).train()
+    ema, optimization = EMA(model, CONFIG.ema_decay), Optimization(model, CONFIG)
+    times = [time.perf_counter()]
+    with made_ahead(lambda step: step_inputs(latents, model.config, CONFIG, step), range(STEPS), 4) as ahead:
+        for _, inputs in ahead:
+            training_step(model, model, ema, optimization, inputs)
+            times.append(time.perf_counter())
+    return (times[-1] - times[WARM]) / (STEPS - WARM)
+
+
+def trained(store: str, out: Path, workers: int) -> tuple[float, float]:
+    """Train as `mar train` does; returns the seconds of a step, and the share of the time that data was waited for."""
+    stage = ElasticStage(workers=workers, cpus=1)
+    train(CONFIG, Data(location(store)), location(out), Compute(out=str(out), train=stage), lambda _: None)
+    lines = [line for line in logged(out / LOG) if WARM <= line["step"] < STEPS]
+    spent = lines[-1]["time"] - lines[0]["time"]
+    waited = sum(line["data_seconds"] for line in lines[1:])
+    return spent / (lines[-1]["step"] - lines[0]["step"]), waited / spent
+
+
+def stalls() -> tuple[float, list[float]]:
+    """Return GB of MAR-B's state, and the seconds in which a checkpoint holds its training up: the first, and later."""
+    model = build_model(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
+    parts = model, EMA(model, 0.9), Optimization(model, CONFIG)
+    pieces, times = None, []
+    for _ in range(4):
+        began = time.perf_counter()
+        pieces = snapshot(*parts, into=pieces)
+        times.append(time.perf_counter() - began)
+    return sum(piece.values.nbytes for piece in pieces.values()) / 1e9, times
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Give a folder for a while."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def main() -> None:
+    """Print the table."""
+    quiet_environment()
+    say(f"{conditions()}\n\n| what | ratio | figures |\n|---|---|---|")
+    size, (first, *later) = stalls()
+    say(
+        f"| checkpoint of MAR-B, held up | - | {size:.1f} GB: {statistics.median(later):.2f} s, the first {first:.2f} |"
+    )
+    with folder() as root:
+        store = store_of(root / "store")
+        before = plain_seconds(store)
+        with connected(Compute(out=str(root))):
+            (one, waited), (two, _) = (trained(store, root / str(workers), workers) for workers in (1, 2))
+        plain = statistics.mean((before, plain_seconds(store)))
+    say(f"| step under Ray against a plain loop | {one / plain:.3f}x | {1e3 * one:.1f} against {1e3 * plain:.1f} ms |")
+    say(f"| waiting for data, of the time | {waited:.2%} | |")
+    say(f"| two workers of one core against one | {one / two:.2f}x | {1e3 * two:.1f} against {1e3 * one:.1f} ms |")
+
+
+if __name__ == "__main__":
+    main()
