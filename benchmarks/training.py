@@ -52,9 +52,8 @@ def row(case: Training, device: torch.device) -> str:
         compile_training(model)
     optimization = Optimization(model, config)
     steps = [_inputs(shape, case.images, step).to(device) for step in range(_WARM + _STEPS if gpu else 2)]
-    began, times = time.monotonic(), []
-    for inputs in steps:
-        times.append(seconds(lambda inputs=inputs: training_step(model, model, ema, optimization, [inputs])))
+    began = time.monotonic()
+    times = [seconds(lambda each=each: training_step(model, model, ema, optimization, [each])) for each in steps]
     warm = _WARM if gpu else 1
     rate, work = case.images / statistics.mean(times[warm:]), operations(shape)
     memory = _memory(shape, config, case.images) if gpu else "-"

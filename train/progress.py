@@ -69,7 +69,7 @@ def snapshot(
 
 
 def _room(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
 def _cut_piece(tensor: Any) -> Piece:  # noqa: ANN401  a DTensor
