@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluate.sampling.generate import check_tokens
 from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
@@ -52,7 +53,8 @@ def main(words: list[str]) -> None:
 def import_checkpoint(file: str, config: Import) -> str:
     """Write the model directory; returns what was recognised.
 
-    Raises InputError naming the file and the first tensors that do not fit; a pickle with code is refused.
+    Raises InputError naming the file and the first tensors that do not fit, or a tokenizer of other tokens; a pickle
+    with code is refused.
     """
     raw, ema = _weight_sets(read_weights(file), file)
     weights = tokenizers.find(config.tokenizer.kind, config.tokenizer.path)
@@ -63,6 +65,7 @@ def import_checkpoint(file: str, config: Import) -> str:
         models = [_filled(shape, tensors, weights) for tensors in (raw, ema)]
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
+    check_tokens(tokenizers.load(kind, weights.path).tokens(shape.latent_size), shape, weights)
     latent_scale = 1.0 if shape.tokens.form == "codes" else config.latent_scale
     card = ModelCard(
         model=shape, latent_scale=latent_scale, classes=tuple(str(index) for index in range(shape.num_classes)),

@@ -58,26 +58,33 @@ def test_kept_features_are_those_of_the_smallest_keys_however_parts_are_added(mo
 
 
 @pytest.mark.ray
-def test_reference_is_the_sums_of_all_usable_images_whatever_the_workers(cluster, tmp_path):
+def test_reference_is_the_sums_of_all_usable_images(cluster, tmp_path):
     listing, extractor = write_shards(tmp_path / "real"), Extractor(CONFIG.features)
-    found = {}
-    for workers in (1, 2):
-        out = location(tmp_path / f"out-{workers}")
-        compute = Compute(generate=Stage(workers=workers, cpus=1))
-        result = make_reference(CONFIG, listing, 16, out, compute)
-        assert (result.images, result.kept_features, result.image_size) == (sum(COUNTS), sum(COUNTS), 16)
-        found[workers] = read_reference(out)
-    np.testing.assert_array_equal(found[1].set.statistics.covariance, found[2].set.statistics.covariance)
-    np.testing.assert_array_equal(found[1].set.features, found[2].set.features)
+    result, real = made(tmp_path, CONFIG, listing, workers=2)
+    assert (result.images, result.kept_features, result.image_size) == (sum(COUNTS), sum(COUNTS), 16)
     images = np.concatenate([batch for shard in listing.shards for batch in cropped_images(listing, shard, 16)])
-    np.testing.assert_allclose(found[1].set.features, extractor(images), rtol=1e-4, atol=1e-4)
-    expected = FeatureSums.of(found[1].set.features).statistics()
-    np.testing.assert_allclose(found[1].set.statistics.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
-    both = make_reference(statistics(tmp_path / "a.npz"), listing, 16, location(tmp_path / "both"), compute)
-    real = read_reference(location(tmp_path / "both"))
+    np.testing.assert_allclose(real.set.features, extractor(images), rtol=1e-4, atol=1e-4)
+    expected = FeatureSums.of(real.set.features).statistics()
+    np.testing.assert_allclose(real.set.statistics.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.chaos  # three runs: slow, not violent
+def test_reference_is_the_same_whatever_the_workers_and_its_statistics_may_be_given(cluster, tmp_path):
+    listing = write_shards(tmp_path / "real")
+    (_, one), (_, two) = (made(tmp_path, CONFIG, listing, workers) for workers in (1, 2))
+    np.testing.assert_array_equal(one.set.statistics.covariance, two.set.statistics.covariance)
+    np.testing.assert_array_equal(one.set.features, two.set.features)
+    both, real = made(tmp_path, statistics(tmp_path / "a.npz"), listing, workers=1)
     assert (both.images, both.kept_features, both.lacking) == (0, sum(COUNTS), "")
     np.testing.assert_array_equal(real.set.statistics.covariance, np.eye(1280))
-    np.testing.assert_array_equal(real.set.features, found[1].set.features)
+    np.testing.assert_array_equal(real.set.features, one.set.features)
+
+
+def made(folder, config, listing, workers):
+    """The result and the reference of this many workers."""
+    out = location(folder / f"out-{workers}-{config.statistics != ''}")
+    result = make_reference(config, listing, 16, out, Compute(generate=Stage(workers=workers, cpus=1)))
+    return result, read_reference(out)
 
 
 @pytest.mark.ray

@@ -48,6 +48,9 @@ def model(published, mar_here):
     done = mar_here("import", str(folder / "mar.pth"), "--tokenizer", tokenizer, "--to", str(folder / "model"))
     assert done.returncode == 0, done.stderr
     assert "head 2 x 48, 16 tokens of 16, 3 classes" in done.stdout
+    other = mar_here("import", str(folder / "mar.pth"), "--tokenizer", "pixels", "--to", str(folder / "other"))
+    assert "not the tokens of this model" in other.stderr
+    assert not (folder / "other").exists()
     return folder / "model", tokenizer
 
 

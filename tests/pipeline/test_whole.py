@@ -176,6 +176,7 @@ def test_training_killed_and_run_again_ends_with_the_same_bytes(head, made, mar_
     assert steps == sorted(set(steps)) == [2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.chaos  # two minutes: slow, not violent
 def test_trainings_run_side_by_side_on_the_cores_for_two_and_each_ends_with_a_record(made, mar_on_head, tmp_path):
     out, _ = made
     copy_latents(out, tmp_path)
