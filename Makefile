@@ -38,7 +38,7 @@ unit: $(VENV)/ready-dev        ## tests that need no cluster
 test: unit                     ## the whole suite but `chaos`, fast tests first
 	$(BIN)/pytest -m "(ray or e2e) and not chaos and not gpu"
 
-chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers while tokenizing; takes ten minutes and more
+chaos: $(VENV)/ready-dev       ## kill nodes, actors and drivers, and what is slow beside them; takes an hour
 	$(BIN)/pytest -m chaos
 
 bench: $(VENV)/ready-dev       ## measured ratios: models against a transcription, latent store against npz and memmap

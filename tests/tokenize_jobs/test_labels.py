@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +39,21 @@ def test_field_of_img2datasets_json_is_the_label_by_number_or_name(tmp_path):
     assert labels_by_key(listed(tmp_path)) == {"0": 0}
     with pytest.raises(InputError, match=r"no field 'kinds' in .*there are key, kind, label. .*--images.label kind\."):
         listed(tmp_path, label="kinds")
+
+
+def test_json_that_is_no_object_costs_its_own_sample_alone(tmp_path):
+    (tmp_path / "classes.tsv").write_text("0\tcat\n1\tdog\n")
+    contents = [b"[1]", b'"kind"', b"7", b"null", b"[" * 200_000, b'{"kind": 1}', b"\xff", b"", b'[{"kind": 1}]']
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(b'{"key": "5", "kind": 1}')
+        damaged[random.integers(len(damaged))] = random.integers(256)
+        contents.append(bytes(damaged[: random.integers(1, len(damaged))]))
+    members = [(f"{n}.{s}", c) for n, of in enumerate(contents) for s, c in (("jpg", picture(1)), ("json", of))]
+    write_tar(tmp_path / "00000.tar", members)
+    listing = listed(tmp_path, label="kind")
+    assert labels_by_key(listing) == {"5": 1}
+    assert len([s for s in read_shard(listing, listing.shards[0]) if s.fault]) == len(contents) - 1
 
 
 def test_column_of_a_table_is_the_label_and_its_own_names_the_classes(tmp_path):

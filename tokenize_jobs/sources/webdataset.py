@@ -42,9 +42,10 @@ def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
 
 def _fields(member: Member) -> set[str]:
     try:
-        return set(json.loads(member.content or b""))
-    except (ValueError, TypeError):  # damaged: its shard's reader says so
+        value = json.loads(member.content or b"")
+    except (ValueError, RecursionError):  # damaged: its shard's reader says so
         return set()
+    return set(value) if isinstance(value, dict) else set()
 
 
 def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:
@@ -104,7 +105,7 @@ def _label(members: dict[str, Member], name: str) -> int | str:
             text = (members[".cls"].content or b"").decode().strip()
             return int(text) if text.isdecimal() or not text.isprintable() or not text else text
         value = json.loads(members[".json"].content or b"")[name]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return -1
     return value if isinstance(value, int | str) and not isinstance(value, bool) else -1
 
