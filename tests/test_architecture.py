@@ -29,3 +29,12 @@ def test_training_step_is_one_function_of_at_most_30_lines_and_knows_no_ray():
 
 def test_no_file_is_a_dumping_ground():
     assert not {path.stem for path in SOURCES} & {"util", "utils", "misc", "common", "helpers", "base", "core"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_no_package_names_a_thing_as_one_of_its_files_which_importing_the_file_would_replace(path):
+    named = {alias.asname or alias.name for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    named |= {node.name for node in ast.parse(path.read_text()).body
+              if isinstance(node, ast.FunctionDef | ast.ClassDef)}  # fmt: skip
+    assert not named & {file.stem for file in path.parent.iterdir()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from infra.errors import InputError
 from tokenize_jobs.config import WITHOUT_WEIGHTS, Fit, PretrainedTokenizer, TokenizerFile
-from tokenize_jobs.tokens import Grid, TokenKind, codes, gaussian, multi_scale, plain, sub_pixels
+from tokenize_jobs.tokens import Grid, TokenKind, code_grid, gaussian_grid, multi_scale_grid, plain_grid, sub_pixel_grid
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a cached answer needs none
@@ -163,7 +163,7 @@ def _geometry_of_diffusers(path: str) -> Geometry:
     file, quantizes = Path(path).expanduser() / "config.json", _class_in_diffusers(path) == "VQModel"
     try:
         found = json.loads(file.read_text())
-        grid = codes(int(found["num_vq_embeddings"])) if quantizes else gaussian(int(found["latent_channels"]))
+        grid = code_grid(int(found["num_vq_embeddings"])) if quantizes else gaussian_grid(int(found["latent_channels"]))
         return Geometry(2 ** (len(found["block_out_channels"]) - 1), grid)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the config of an AutoencoderKL or a VQModel ({error!r})") from None
@@ -194,8 +194,8 @@ def _form_of_fitted(shape: Mapping[str, Any]) -> str:
 def _grid_of_fitted(shape: Mapping[str, Any]) -> Grid:
     form = _form_of_fitted(shape)
     if form == "multi-scale":
-        return multi_scale(shape["codebook_size"], shape["channels"], [shape["scales"]], shape["phis"])
-    return codes(shape["codebook_size"]) if form == "vq" else gaussian(shape["channels"])
+        return multi_scale_grid(shape["codebook_size"], shape["channels"], [shape["scales"]], shape["phis"])
+    return code_grid(shape["codebook_size"]) if form == "vq" else gaussian_grid(shape["channels"])
 
 
 _NUMBERS_OF_FITTED = {
@@ -221,15 +221,15 @@ def _load_sub_pixels(path: str) -> Tokenizer:  # noqa: ARG001
 
 
 _GEOMETRIES: dict[str, Callable[[str], Geometry]] = {
-    "kl16": lambda _: Geometry(16, gaussian(16)),
+    "kl16": lambda _: Geometry(16, gaussian_grid(16)),
     "diffusers": _geometry_of_diffusers,
-    "taef2": lambda _: Geometry(8, plain(32)),
-    "vq16": lambda _: Geometry(16, codes(16384)),
-    "vq16-latents": lambda _: Geometry(16, plain(8)),
-    "var16": lambda _: Geometry(16, multi_scale(4096, 32, PUBLISHED_SCALES, 4)),
+    "taef2": lambda _: Geometry(8, plain_grid(32)),
+    "vq16": lambda _: Geometry(16, code_grid(16384)),
+    "vq16-latents": lambda _: Geometry(16, plain_grid(8)),
+    "var16": lambda _: Geometry(16, multi_scale_grid(4096, 32, PUBLISHED_SCALES, 4)),
     "fitted": _geometry_of_fitted,
-    "pixels": lambda _: Geometry(1, plain(3)),
-    "sub-pixels": lambda _: Geometry(1, sub_pixels),
+    "pixels": lambda _: Geometry(1, plain_grid(3)),
+    "sub-pixels": lambda _: Geometry(1, sub_pixel_grid),
 }
 _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "kl16": _load_kl16,

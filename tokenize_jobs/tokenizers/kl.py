@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infra.errors import InputError
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from tokenize_jobs.tokens import gaussian
+from tokenize_jobs.tokens import gaussian_grid
 
 M = TypeVar("M", bound=ModelMixin)
 
@@ -21,7 +21,7 @@ class KLTokenizer:
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
-        self.tokens = gaussian(vae.config.latent_channels)
+        self.tokens = gaussian_grid(vae.config.latent_channels)
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.inference_mode()

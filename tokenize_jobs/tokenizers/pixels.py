@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenize_jobs.tokens import plain
+from tokenize_jobs.tokens import plain_grid
 
 
 def from_uint8(images: np.ndarray, device: str = "cpu") -> Tensor:
@@ -21,7 +21,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 class Pixels:
     """Stride 1, 3 channels, deterministic: the paper's pixel-space experiment, with patches as tokens."""
 
-    stride, tokens = 1, staticmethod(plain(3))
+    stride, tokens = 1, staticmethod(plain_grid(3))
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the images (B, 3, H, W)."""

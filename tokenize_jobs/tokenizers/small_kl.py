@@ -8,14 +8,14 @@ from torch import Tensor
 
 from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.tokenizers.small import Shape, SmallAutoencoder
-from tokenize_jobs.tokens import gaussian
+from tokenize_jobs.tokens import gaussian_grid
 
 
 class SmallKL(SmallAutoencoder):
     """Encodes to (mean, log variance) of a Gaussian posterior."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__(shape, 2 * shape.channels, gaussian(shape.channels))
+        super().__init__(shape, 2 * shape.channels, gaussian_grid(shape.channels))
         self.kl_weight = 0.0
 
     @classmethod

@@ -14,7 +14,7 @@ from tokenize_jobs.quantization.scales import Scales
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.small import SmallAutoencoder
 from tokenize_jobs.tokenizers.small_vq import VQShape
-from tokenize_jobs.tokens import multi_scale
+from tokenize_jobs.tokens import multi_scale_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class SmallMultiScale(SmallAutoencoder):
     shape_type: ClassVar[type[MultiScaleShape]] = MultiScaleShape
 
     def __init__(self, shape: MultiScaleShape, decay: float = 0.0, commitment: float = 0.0) -> None:
-        tokens = multi_scale(shape.codebook_size, shape.channels, [shape.scales], shape.phis)
+        tokens = multi_scale_grid(shape.codebook_size, shape.channels, [shape.scales], shape.phis)
         super().__init__(shape, shape.channels, tokens)
         self.scales = Scales(MovingCodebook(shape.codebook_size, shape.channels, decay), shape.phis)
         self.sides, self.commitment = tuple(shape.scales), commitment

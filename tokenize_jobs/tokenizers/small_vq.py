@@ -12,7 +12,7 @@ from tokenize_jobs.config import FitVQTokenizer
 from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.small import Shape, SmallAutoencoder
-from tokenize_jobs.tokens import codes
+from tokenize_jobs.tokens import code_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class SmallVQ(SmallAutoencoder):
     shape_type: ClassVar[type[Shape]] = VQShape
 
     def __init__(self, shape: VQShape, decay: float = 0.0, commitment: float = 0.0) -> None:
-        super().__init__(shape, shape.channels, codes(shape.codebook_size))
+        super().__init__(shape, shape.channels, code_grid(shape.codebook_size))
         self.codebook, self.commitment = MovingCodebook(shape.codebook_size, shape.channels, decay), commitment
 
     @classmethod

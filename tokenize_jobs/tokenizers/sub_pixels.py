@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from tokenize_jobs.tokens import sub_pixels
+from tokenize_jobs.tokens import sub_pixel_grid
 
 
 class SubPixelValues:
     """Stride 1, exact both ways."""
 
-    stride, tokens = 1, staticmethod(sub_pixels)
+    stride, tokens = 1, staticmethod(sub_pixel_grid)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the values uint8 (B, 3, H, W) of images in [-1, 1]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infra.errors import InputError
 from tokenize_jobs.tokenizers.weights import read_weights
-from tokenize_jobs.tokens import plain
+from tokenize_jobs.tokens import plain_grid
 
 _WIDTH, _LATENT = 64, 32
 
@@ -59,7 +59,7 @@ def _decoder() -> nn.Sequential:
 class TAEF2(nn.Module):
     """Stride 8, 32 channels, deterministic."""
 
-    stride, tokens = 8, staticmethod(plain(_LATENT))
+    stride, tokens = 8, staticmethod(plain_grid(_LATENT))
 
     def __init__(self) -> None:
         super().__init__()

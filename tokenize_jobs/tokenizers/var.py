@@ -15,7 +15,7 @@ from tokenize_jobs.quantization.codebook import Codebook
 from tokenize_jobs.quantization.scales import Scales
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from tokenize_jobs.tokens import multi_scale
+from tokenize_jobs.tokens import multi_scale_grid
 from tokenize_jobs.tokens.multiscale import PUBLISHED_SCALES
 
 VAR16_CODES, VAR16_CHANNELS, _PHIS, _WIDTH, _LEVELS = 4096, 32, 4, 160, 5
@@ -39,7 +39,7 @@ class VARTokenizer(nn.Module):
         self.quant_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.scales, self.sets = Scales(Codebook(codes, channels), _PHIS), sets
-        self.tokens = multi_scale(codes, channels, sets, _PHIS)
+        self.tokens = multi_scale_grid(codes, channels, sets, _PHIS)
         self.eval().requires_grad_(requires_grad=False)
 
     def features(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from infra.errors import InputError
 from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from tokenize_jobs.tokens import codes, plain
+from tokenize_jobs.tokens import code_grid, plain_grid
 
 VQ16_CODES, VQ16_CHANNELS = 16384, 8
 _NOT_MODEL = re.compile(r"^(loss|colorize|model_ema)\b")
@@ -24,7 +24,7 @@ class VQTokenizer:
     def __init__(self, vq: VQModel) -> None:
         self.vq = vq.eval().requires_grad_(requires_grad=False)
         self.stride = 2 ** (len(vq.config.block_out_channels) - 1)
-        self.tokens = codes(vq.config.num_vq_embeddings)
+        self.tokens = code_grid(vq.config.num_vq_embeddings)
 
     @property
     def codebook(self) -> Tensor:
@@ -60,7 +60,7 @@ class VQLatents(VQTokenizer):
 
     def __init__(self, vq: VQModel) -> None:
         super().__init__(vq)
-        self.tokens = plain(vq.config.vq_embed_dim)
+        self.tokens = plain_grid(vq.config.vq_embed_dim)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -29,27 +29,27 @@ def read_kind(described: Mapping[str, Any]) -> TokenKind:
     return (PlainLatents if fields.pop("deterministic") else GaussianLatents)(**fields)
 
 
-def plain(channels: int) -> Grid:
+def plain_grid(channels: int) -> Grid:
     """Return the kind of plain latents of so many channels."""
     return lambda side: PlainLatents(channels, side, side)
 
 
-def gaussian(channels: int) -> Grid:
+def gaussian_grid(channels: int) -> Grid:
     """Return the kind of latents of so many channels with a Gaussian posterior."""
     return lambda side: GaussianLatents(channels, side, side)
 
 
-def codes(codebook_size: int) -> Grid:
+def code_grid(codebook_size: int) -> Grid:
     """Return the kind of codes of a codebook of so many vectors."""
     return lambda side: Codes(codebook_size, side, side)
 
 
-def sub_pixels(side: int) -> TokenKind:
+def sub_pixel_grid(side: int) -> TokenKind:
     """Return the kind of sub-pixels, of an image of so many pixels a side."""
     return SubPixels(side, side)
 
 
-def multi_scale(codebook_size: int, channels: int, sets: Sequence[Sequence[int]], phis: int) -> Grid:
+def multi_scale_grid(codebook_size: int, channels: int, sets: Sequence[Sequence[int]], phis: int) -> Grid:
     """Return the kind of codes at the scales of that set whose last is the side of the feature map."""
 
     def grid(side: int) -> TokenKind:

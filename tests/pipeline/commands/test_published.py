@@ -11,6 +11,8 @@ from pipeline.commands.export import Export, export_checkpoint
 from pipeline.commands.import_ import Import, import_checkpoint
 from tests.golden_arrays import load
 from tokenize_jobs.config import PretrainedTokenizer
+from tokenize_jobs.tokenizers.small import Shape
+from tokenize_jobs.tokenizers.small_kl import SmallKL
 from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
 from train.card import read_card
 from train.checkpoint import read_model
@@ -26,7 +28,11 @@ def official():
 def test_import_then_export_gives_the_same_tensors(tmp_path, official):
     file = tmp_path / "checkpoint-last.pth"
     torch.save({"model": official, "model_ema": official, "args": argparse.Namespace(model="mar_tiny")}, file)
-    told = import_checkpoint(str(file), Import(tokenizer=PIXELS, to=str(tmp_path / "model"), heads=4))
+    with pytest.raises(InputError, match="3 x 4 x 4, deterministic of an image, not the tokens of this model"):
+        import_checkpoint(str(file), Import(tokenizer=PIXELS, to=str(tmp_path / "refused"), heads=4))
+    SmallKL(Shape(stride=4, channels=4, width=8, depth=1)).write(tmp_path / "tokenizer")
+    tokenizer = PretrainedTokenizer(kind="fitted", path=str(tmp_path / "tokenizer"))
+    told = import_checkpoint(str(file), Import(tokenizer=tokenizer, to=str(tmp_path / "model"), heads=4))
     assert "head 2 x 32" in told
     card = read_card(tmp_path / "model")
     assert (card.model.num_tokens, card.model.token_channels, card.model.trunk.buffer_size) == (16, 4, 4)
