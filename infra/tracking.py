@@ -139,9 +139,12 @@ class Tracker:
         self.client.log_batch(run_id, metrics=points)
 
     def curve(self, run_id: str, name: str, points: Sequence[tuple[int, float]]) -> None:
-        """Log the finite points (step, value) of a metric."""
+        """Log the finite points (step, value) of a metric, each step once: a process killed here is run again."""
         now = int(time.time() * 1000)
-        found = [Metric(name, float(value), now, step) for step, value in points if np.isfinite(value)]
+        known = {point.step for point in self.client.get_metric_history(run_id, name)}
+        found = [
+            Metric(name, float(value), now, step) for step, value in points if np.isfinite(value) and step not in known
+        ]
         for start in range(0, len(found), _BATCH):
             self.client.log_batch(run_id, metrics=found[start : start + _BATCH])
 

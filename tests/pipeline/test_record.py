@@ -46,6 +46,15 @@ def test_lines_sent_while_training_are_not_sent_again_at_its_end_nor_by_another_
     assert sorted(point.step for point in points) == list(range(1, 9))
 
 
+def test_curve_of_a_record_that_was_cut_short_is_not_doubled_by_the_next(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", location(tmp_path))
+    run = tracker.open("trial", "abc")
+    points = [(step, 1.0 / step) for step in range(20, 101, 20)]
+    for sent in (points[:3], points, points):
+        tracker.curve(run, "mse", sent)
+    assert [(point.step, point.value) for point in tracker.client.get_metric_history(run, "mse")] == points
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_parameters_of_a_run_are_few_and_hold_what_was_overridden(name):
     recipe = RECIPES[name]()

@@ -31,7 +31,7 @@ def measure(model, step, cores):
     return {"fd": float(abs(step - 6 * EVERY))}
 
 
-def train_here(folder, measured=False, address="", steps=STEPS):
+def train_here(folder, measured=False, address="", steps=STEPS, most_workers=0):
     """Train on the store beside `folder`: what the processes below run."""
     from infra.cluster import Compute
     from infra.stages import ElasticStage
@@ -53,8 +53,8 @@ def train_here(folder, measured=False, address="", steps=STEPS):
     data = Data(location(Path(folder).parent / "store"), Heldout(0.5))
     validation = Validation(measure, 2 * EVERY) if measured else None
     # one core each: with other numbers of threads, sums are rounded otherwise
-    elastic = ElasticStage(workers=1, most_workers=2, cpus=1) if address else ElasticStage(cpus=1)
-    compute = Compute(out=str(folder), address=address, train=elastic)
+    stage = ElasticStage(workers=1, most_workers=most_workers, cpus=1)
+    compute = Compute(out=str(folder), address=address, train=stage)
     train(config, data, out, compute, print, validation=validation)
 
 
@@ -180,9 +180,26 @@ def nodes(monkeypatch):
     cluster.shutdown()
 
 
+def test_lost_node_costs_the_training_time_alone(nodes, root):
+    """Its raylet is killed, which takes the only worker with it; the other node takes over from the last checkpoint."""
+    folder = root / "raylet"
+    process = start(folder, False, nodes.address)
+    wait_for_step(folder, 2 * EVERY, process)
+    working = next(p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(p.cmdline()))
+    killed = next(
+        node for node in nodes.worker_nodes
+        if node.all_processes["raylet"][0].process.pid in {parent.pid for parent in working.parents()}
+    )  # fmt: skip
+    nodes.remove_node(killed, allow_graceful=False)
+    code, output = finish(process)
+    assert code == 0, output
+    assert weights(folder) == weights(root / "straight")
+    assert [line["step"] for line in logged(folder / "metrics.jsonl")] == list(range(5, STEPS + 1, 5))
+
+
 def test_node_that_is_drained_is_left_with_a_checkpoint(nodes, root):
     folder, log = root / "drained", root / "drained" / "metrics.jsonl"
-    process = start(folder, False, nodes.address, 400)
+    process = start(folder, False, nodes.address, 400, 2)
     wait_until(lambda: process.poll() is not None or (logged(log) or [{"step": 0}])[-1]["step"] > EVERY, 300, "steps")
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address, "--node-id",
                next(iter(nodes.worker_nodes)).node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message",
@@ -203,7 +220,7 @@ LOSS_ROUNDING = 2e-3
 
 def test_nodes_leave_and_come_while_training_goes_on(nodes, root):
     folder, log = root / "elastic", root / "elastic" / "metrics.jsonl"
-    process = start(folder, False, nodes.address, MANY_STEPS)
+    process = start(folder, False, nodes.address, MANY_STEPS, 2)
 
     def workers_are(count):
         return lambda: process.poll() is not None or (logged(log) or [{"workers": 0}])[-1]["workers"] == count
