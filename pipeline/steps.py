@@ -77,11 +77,15 @@ class Plan:
         return run_identity(self.steps)
 
     def until(self, last: str) -> list[Step]:
-        """Return the steps up to and including `last`. Raises InputError for a recipe without it."""
+        """Return the steps up to and including `last`: of a training, the reference only if it is measured meanwhile.
+
+        Raises InputError for a recipe without that step.
+        """
         if last not in self.steps:
             raise InputError(f"recipe {self.recipe.name} has no step {last}: --tune.kind sampling adds a sweep")
         names = list(self.steps)
-        return [self.steps[name] for name in names[: names.index(last) + 1]]
+        unasked = {"reference"} if last == "checkpoint" and not self.recipe.evaluate.meanwhile.every else set()
+        return [self.steps[name] for name in names[: names.index(last) + 1] if name not in unasked]
 
     def check(self, pending: Collection[str], workers: int, most_workers: int = 0) -> None:
         """Raise InputError for what the steps `pending` would refuse, before days of training."""

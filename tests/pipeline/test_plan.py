@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate.config import DuringTraining
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.from_json import from_json
@@ -122,6 +123,16 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_runs(images, tmp_pat
 def test_recipe_without_a_sweep_says_so_when_one_is_asked_for(images, tmp_path):
     with pytest.raises(InputError, match=r"has no step sweep: --tune\.kind sampling"):
         plan(imagenet_256_mar_b(), images, tmp_path).until("sweep")
+
+
+@pytest.mark.parametrize("every", [0, 500])
+def test_training_alone_asks_for_a_reference_only_to_be_measured_meanwhile(images, tmp_path, every):
+    evaluate = replace(imagenet_256_mar_b().evaluate, meanwhile=DuringTraining(every=every))
+    found = plan(replace(imagenet_256_mar_b(), evaluate=evaluate), images, tmp_path)
+    names = [step.name for step in found.until("checkpoint")]
+    assert ("reference" in names) == bool(every)
+    assert [name for name in names if name != "reference"] == ["latents", "checkpoint"]
+    assert "reference" in [step.name for step in found.until("evaluation")]
 
 
 def test_every_step_holds_the_recipe_that_plans_it_again(images, tmp_path):
