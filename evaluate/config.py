@@ -8,7 +8,6 @@ from typing import Literal
 from evaluate.extractors import LPIPS_FILE, NETWORKS, Network, sha256, weights_file
 from infra.errors import InputError
 from infra.fingerprint import added, where
-from tokenize_jobs.config import TokenizerFile
 from train.models.config import Model
 from train.models.heads import HeadSampling, Solver, TemperatureOn
 
@@ -144,6 +143,12 @@ class Generate:
     """Draw with the averaged weights rather than the raw ones."""
     batch_size: int = where(default=64)
     """Images drawn at once, and the unit of work."""
+
+    def check(self) -> None:
+        """Raise InputError unless there are images to measure, some drawn at once."""
+        for name, least in (("images", 2), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--evaluate.generate.{name.replace('_', '-')} must be at least {least}")
 
 
 Extractor = Literal[
@@ -284,12 +289,3 @@ class Reconstruction:
     def lpips_digest(self) -> str:
         """The linear layers' sha256, 16 digits, or '' without LPIPS."""
         return sha256(files[0])[:16] if (files := self.lpips_files) else ""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model directory, and the tokenizer of its latents."""
-
-    model: str
-    weights: TokenizerFile
-    image_size: int

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from upath import UPath
 
-from evaluate.config import Evaluate, Sampling, Subject
+from evaluate.config import Evaluate, Sampling
 from evaluate.drawn import Drawn, is_shown, write_shard
 from evaluate.finish import Measured, finish
 from evaluate.grid import sample_grid
@@ -15,6 +15,7 @@ from evaluate.measure import Drawing, draw, feature_set
 from evaluate.reference import RealFeatures, read_reference
 from evaluate.results import GRID, EvaluationResult, Likelihood, ReferenceResult
 from evaluate.sampling.sampler import check
+from evaluate.subject import Subject
 from infra.cluster import Compute
 from infra.code import digests
 from infra.errors import InputError
@@ -27,7 +28,11 @@ from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
 from train.config import Train
 
-_DRAWING = ("evaluate/sampling", "evaluate/features.py", "train/models", "tokenize_jobs/tokenizers", "infra/seeding.py")
+DRAWING = (
+    "evaluate/sampling", "evaluate/config.py", "evaluate/features.py", "evaluate/extractors.py", "evaluate/arrays.py",
+    "evaluate/drawn.py", "evaluate/measure.py", "train/models", "train/card.py", "train/checkpoint.py",
+    "tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/quantization", "infra/seeding.py",
+)  # fmt: skip
 """Code that decides what is kept of generated images."""
 
 
@@ -93,7 +98,7 @@ def _draw(
     generate = config.generate
     identity = [
         model, subject.weights.hash, canonical(sampling), generate.seed, generate.use_ema, real.features.name,
-        real.extractor_weights, judge.digest if judge else "", config.keep, config.grid_columns, digests(_DRAWING),
+        real.extractor_weights, judge.digest if judge else "", config.keep, config.grid_columns, digests(DRAWING),
     ]  # fmt: skip
     drawing = Drawing(
         model=subject.model, weights=subject.weights, sampling=sampling, config=config, features=real.features,

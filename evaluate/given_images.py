@@ -135,7 +135,8 @@ def _measured(config: Evaluate, listing: Listing, features: Features, size: int,
     parts = [read_drawn(work.path(group.index)) for group in groups]
     if any(part is None for part in parts):
         raise RuntimeError(f"{out}: features of some images were lost; run it again")
-    return merged([part for part in parts if part is not None])
+    whole = [part for part in parts if part is not None]
+    return merged([part for part in whole if len(part.features)] or whole[:1])
 
 
 class _Measurer:

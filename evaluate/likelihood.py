@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from evaluate.config import Sampling, Subject
+from evaluate.config import Sampling
 from evaluate.results import Likelihood
 from evaluate.sampling.orders import generation_order, reveal_counts
+from evaluate.subject import Subject
 from infra.cluster import Compute, connected
 from infra.console import stage
 from infra.seeding import stream

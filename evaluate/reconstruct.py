@@ -193,7 +193,10 @@ class _Measurer:
         kind = self.tokenizer.tokens(images.shape[1] // self.tokenizer.stride)
         for start in range(0, len(images), at_once):
             encoded = self.tokenizer.encode(from_uint8(images[start : start + at_once], self.device))
-            found.append(to_uint8(self.tokenizer.decode(kind.likeliest(encoded).float())))
+            copies = self.tokenizer.decode(kind.likeliest(encoded).float()).float()
+            if not bool(copies.isfinite().all()):  # uint8 would hide it
+                raise InputError(f"tokenizer {self.work.weights.path}: reconstructions are not finite numbers")
+            found.append(to_uint8(copies))
         return np.concatenate(found)
 
 

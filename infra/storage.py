@@ -29,6 +29,12 @@ def storage_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(getattr(module, name) for module, name in used))
 
 
+def is_of_storage(error: Exception) -> bool:
+    """Tell whether a storage failed, not what it holds: a parser raises plain OSError without a number."""
+    numbered = getattr(error, "errno", None) is not None
+    return numbered or (isinstance(error, storage_errors()) and type(error) is not OSError)
+
+
 def location(text: str | Path | UPath) -> UPath:
     """Return the path that `text` names: local ones absolute, since Ray workers have another working directory.
 
@@ -63,7 +69,8 @@ def write_atomic(path: UPath | Path, content: bytes) -> None:
     if not is_local(path):
         path.write_bytes(content)
         return
-    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    name = f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"  # readers of a folder pass over what begins with a dot
+    temporary = Path(str(path)).with_name(name)
     try:
         with temporary.open("wb") as file:
             file.write(content)

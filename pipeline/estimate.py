@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluate.config import Sampling
 from infra.artifact import Step
 from infra.cluster import Compute, Stage
 from infra.console import table
@@ -167,12 +168,19 @@ def _counted(name: str, recipe: Recipe, model: Model | None, images: int | None)
     base = recipe.evaluate.generate.sampling
     swept = recipe.tune if name == "sweep" and isinstance(recipe.tune, SamplingSweep) else None
     settings = swept.planned(base) if swept else [base]
-    drawn = swept.images if swept else recipe.evaluate.generate.images
+    drawn = _drawn_of_each(swept, base, len(settings)) if swept else recipe.evaluate.generate.images
     return sum(
         drawn * 2.0 * (2 if s.cfg_scale != 1 else 1)
         * (trunk * rows * s.ar_steps + head * model.num_tokens * (s.diffusion_steps.first + s.diffusion_steps.last) / 2)
         for s in settings
     ), None  # fmt: skip
+
+
+def _drawn_of_each(swept: SamplingSweep, base: Sampling, combinations: int) -> float:
+    """Return the images drawn of each combination on average: not all need be tried, and finalists are drawn again."""
+    trials = swept.count(base)
+    finalists = min(swept.finalists, trials) * (swept.final_images - swept.images)
+    return (trials * swept.images + finalists) / combinations
 
 
 def weights(model: Model) -> tuple[int, int]:

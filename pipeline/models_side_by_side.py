@@ -53,7 +53,7 @@ def short_names(targets: Sequence[str]) -> list[str]:
 
 def write_models(compute: Compute, swept: Mapping[str, SweepResult]) -> UPath:
     """Leave a page with the picture, and the picture as PNG and SVG, below the output root and in MLflow."""
-    from infra.tracking import Tracker
+    from infra.tracking import Tracker, answering
     from tune.models_page import SPEED, write_models_page
 
     root, results = local_root(compute.out), dict(zip(short_names(list(swept)), swept.values(), strict=True))
@@ -61,11 +61,13 @@ def write_models(compute: Compute, swept: Mapping[str, SweepResult]) -> UPath:
     out = root / _FOLDER / identity
     out.mkdir(parents=True, exist_ok=True)
     write_models_page(results, out)
-    tracker = Tracker(tracking_uri(compute, root), root)
-    run = tracker.open(" and ".join(results), identity)
-    tracker.image(run, out / f"{SPEED}.png", f"sweep/{SPEED}")
-    for name in (PAGE, f"{SPEED}.svg"):
-        tracker.file(run, out / name)
-    tracker.finish(run)
     say(f"models side by side: {out / PAGE}")
+    tracker = Tracker(tracking_uri(compute, root), root)
+    with answering(tracker.uri):
+        if (found := tracker.find(identity)) is None or found.info.status != "FINISHED":
+            run = tracker.open(" and ".join(results), identity)
+            tracker.image(run, out / f"{SPEED}.png", f"sweep/{SPEED}")
+            for name in (PAGE, f"{SPEED}.svg"):
+                tracker.file(run, out / name)
+            tracker.finish(run)
     return out

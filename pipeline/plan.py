@@ -10,8 +10,8 @@ from typing import Any
 
 from upath import UPath
 
-from evaluate.config import Subject
 from evaluate.results import EvaluationResult, ReferenceResult
+from evaluate.subject import Subject
 from infra.artifact import R, Step
 from infra.cluster import Compute, tracking_uri
 from infra.console import stage
@@ -29,7 +29,7 @@ from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
-from tokenize_jobs.sources.listing import Images, scan, scan_images
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
 from train.card import ModelCard, content_digest, read_card
 from train.results import CheckpointResult, TrainingProgress
 from tune.config import NoSweep, SamplingSweep, TrainingSweep
@@ -45,9 +45,11 @@ class Planner:
     """Builds the plan of one recipe for one output root."""
 
     def __init__(
-        self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None, again: Collection[str] = ()
-    ) -> None:
+        self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None, again: Collection[str] = (),
+        scanned: dict[ImageFiles, Images] | None = None,
+    ) -> None:  # fmt: skip
         self.recipe, self.compute, self.on_log, self.again = recipe, compute, on_log, again
+        self.scanned = {} if scanned is None else scanned
         self.root = local_root(compute.out)
         self.image_size = recipe.tokenize.image_size
         self.steps: dict[str, Step] = {}
@@ -68,7 +70,7 @@ class Planner:
         self._reference(source)
         if given is None:
             self._checkpoint(source, tokenizer)
-        subject = Subject(self._model_path(), tokenizer, self.image_size)
+        subject = Subject(self._model_path(), tokenizer, self.image_size, self.recipe.evaluate.generate.use_ema)
         if isinstance(self.recipe.tune, SamplingSweep):
             self._sweep(self.recipe.tune, subject)
         elif not isinstance(self.recipe.tune, NoSweep):
@@ -131,9 +133,10 @@ class Planner:
 
             drawn = {"pictures": step.fingerprint}
             return Source(drawn, images.classes, listed, heldout=drawn)
-        found = scan_images(images)
-        stage("pictures", found.told)
-        return Source.of(found)
+        if images not in self.scanned:
+            self.scanned[images] = scan_images(images)
+            stage("pictures", self.scanned[images].told)
+        return Source.of(self.scanned[images])
 
     def _tokenizer(self, source: Source, given: ModelCard | None = None) -> TokenizerFile:
         config, size = self.recipe.tokenizer, self.image_size
@@ -223,14 +226,14 @@ class Planner:
 
             return sampling_sweep(sweep, base, subject, reference, out, self.compute)
 
-        config = {"sweep": canonical(sweep), "base": canonical(base)}
+        config = {"sweep": canonical(sweep), "base": canonical(base)} | ({} if subject.use_ema else {"use_ema": False})
         self._add("sweep", config, self._inputs("reference", "checkpoint"), make, SweepResult)
 
     def _training_sweep(self, sweep: TrainingSweep, source: Source) -> None:
         """Add a sweep whose trials are the checkpoints of this recipe with other fields."""
         planned = planned_trainings(
-            self.recipe, sweep, self.steps["reference"].fingerprint,
-            lambda recipe: Planner(recipe, self.compute, again=self.again).plan(),
+            self.recipe, sweep, self.steps["reference"].fingerprint, self.compute.train,
+            lambda recipe: Planner(recipe, self.compute, again=self.again, scanned=self.scanned).plan(),
         )  # fmt: skip
         rule = rule_of(planned, sweep, is_held_out=bool(source.heldout))
         generate = replace(self.recipe.evaluate.generate, images=sweep.images, seed=sweep.seed)
@@ -290,11 +293,8 @@ class Planner:
         if "latents" not in self.steps:
             return made
         source = {name: of for name, of in self.steps["latents"].inputs.items() if name != "tokenizer"}
-        return {
-            **made,
-            "mar.latents": str(self._path("latents")),
-            "mar.source": " ".join(map(" ".join, source.items())),
-        }
+        told = " ".join(map(" ".join, source.items()))
+        return {**made, "mar.latents": str(self._path("latents")), "mar.source": told}
 
     def _inputs(self, *names: str) -> dict[str, str]:
         return {name: self.steps[name].fingerprint if name in self.steps else self.given[name] for name in names}

@@ -77,7 +77,8 @@ def promote(client: MlflowClient, name: str, number: str) -> str:
 
     Raises InputError unless it is better than the champion beyond the error bar, under the same conditions.
     """
-    version = next((found for found in versions_of(client, name) if str(found.version) == number), None)
+    versions = versions_of(client, name)
+    version = next((found for found in versions if str(found.version) == number), None)
     if version is None:
         raise InputError(f"{name} has no version {number}; `mar registry list` names those there are")
     champion = champion_of(client, name)
@@ -91,8 +92,11 @@ def promote(client: MlflowClient, name: str, number: str) -> str:
     if not is_better(version.tags, champion.tags):
         needed = margin(version.tags, champion.tags)
         raise InputError(f"{told}: not better by more than {needed:.3g}, so the champion stays")
-    if ROLLED_BACK in version.tags:
-        client.delete_model_version_tag(name, number, ROLLED_BACK)
+    for other in versions:
+        if ROLLED_BACK in other.tags and (
+            other is version or other.tags.get(CHECKPOINT) == version.tags.get(CHECKPOINT)
+        ):
+            client.delete_model_version_tag(name, str(other.version), ROLLED_BACK)
     crown(client, name, number, str(champion.version))
     return f"{told}: version {number} is champion now"
 

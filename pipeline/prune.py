@@ -56,9 +56,10 @@ def remove(items: Iterable[Unneeded]) -> list[Unneeded]:
         try:
             with holding(location(item.path)):
                 (item.path / RECORD).unlink(missing_ok=True)  # first: no record, no artifact
-                shutil.rmtree(item.path)
+                gone = item.path.rename(item.path.with_name(f"{item.path.name}.removed"))
         except InputError:
             continue
+        shutil.rmtree(gone)  # out of the hold, which is renewed in the folder
         removed.append(item)
     return removed
 

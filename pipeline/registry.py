@@ -36,7 +36,7 @@ from pipeline.promotion import (
 )  # fmt: skip
 from pipeline.results import RegistrationResult
 from tokenize_jobs.config import TokenizerFile
-from train.card import EMA_WEIGHTS, MODEL, read_card
+from train.card import EMA_WEIGHTS, MODEL, WEIGHTS, read_card
 
 DESCRIPTION = (
     "An autoregressive image generator. Rows of the input have class_id, and may have cfg_scale, temperature, "
@@ -142,10 +142,11 @@ def _packed_code(folder: Path) -> Path:
 
 
 def _gather(candidate: Candidate, package: Path) -> Path:
-    """Put what sampling needs into one directory: the averaged weights, the tokenizer, the measured settings."""
+    """Put what sampling needs into one directory: the weights that were measured, the tokenizer, the settings."""
     package.mkdir()
-    for name in (MODEL, EMA_WEIGHTS):
-        shutil.copy(candidate.model / name, package / name)
+    shutil.copy(candidate.model / MODEL, package / MODEL)
+    weights = WEIGHTS if candidate.measured.ema is False else EMA_WEIGHTS
+    shutil.copy(candidate.model / weights, package / EMA_WEIGHTS)
     tokenizer, inside = candidate.tokenizer, ""
     if tokenizer.path:
         source = Path(tokenizer.path)

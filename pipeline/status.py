@@ -29,12 +29,12 @@ def status(recipe: Recipe, compute: Compute, again: Collection[str] = ()) -> str
 
 
 def _progress(folder: UPath) -> str:
-    """Return how far a step is: its last logged step, the shards committed, the trials finished."""
+    """Return how far a step is, where it tells: its last logged step, or the shards committed."""
     for log in ("metrics.jsonl", "fit.jsonl"):
         if lines := logged(Path(str(folder / log))):
             return f", step {lines[-1]['step']}"
-    counts = {what: len(list((folder / what).glob("*.json"))) for what in ("commits", "trials")}
-    return "".join(f", {count} {what}" for what, count in counts.items() if count)
+    count = len(list((folder / "commits").glob("*.json")))
+    return f", {count} commits" if count else ""
 
 
 def _state(step: Step, outdated: set[str]) -> tuple[str, str, list[str]]:

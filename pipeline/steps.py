@@ -92,6 +92,8 @@ class Plan:
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
         if {"reference", "sweep", "evaluation", "reconstruction"} & set(pending):
             recipe.reference.features.check()
+        if {"sweep", "evaluation"} & set(pending):
+            recipe.evaluate.generate.check()
         if "reconstruction" in pending:
             _ = recipe.reconstruction.lpips_files
         if self.model is None:

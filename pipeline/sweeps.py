@@ -5,16 +5,28 @@ One of your own is a function here, and its name in SWEEPS: values of any typed 
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from infra.errors import InputError, nearest
 from pipeline.recipe import Recipe
+from train.models.trunks import MaskedTrunk
 from tune.config import FieldSweep, HeadSweep, SamplingSweep, TrainingSweep
+
+_MAIN_AXES = ("temperature", "cfg_scale", "ar_steps")
 
 
 def sampling(recipe: Recipe) -> SamplingSweep:
-    """Return the recipe's own space of sampling settings, or the paper's widened to what young models need."""
-    return recipe.tune if isinstance(recipe.tune, SamplingSweep) else SamplingSweep()
+    """Return the recipe's own space of sampling settings, or the paper's widened to what young models need.
+
+    What the recipe samples with is among them. Trunks other than MAR's have one number of steps.
+    """
+    if isinstance(recipe.tune, SamplingSweep):
+        return recipe.tune
+    space, own = SamplingSweep(), recipe.evaluate.generate.sampling
+    axes = {name: tuple(sorted({*getattr(space, name), getattr(own, name)})) for name in _MAIN_AXES}
+    is_free = isinstance(recipe.train.model.trunk, MaskedTrunk)
+    return replace(space, **(axes if is_free else axes | {"ar_steps": ()}))
 
 
 def head(recipe: Recipe) -> TrainingSweep:
@@ -23,10 +35,10 @@ def head(recipe: Recipe) -> TrainingSweep:
     if not hasattr(config, "width"):
         raise InputError(f"--sweep head: a {config.kind} head has no width")
     width = config.width
-    return HeadSweep(
-        width=(width // 4, width // 2, width, width * 3 // 2), depth=(config.depth,),
-        images=recipe.evaluate.generate.images,
-    )  # fmt: skip
+    widths = tuple(sorted({max(1, of) for of in (width // 4, width // 2, width, width * 3 // 2)}))
+    if not hasattr(config, "depth"):
+        return fields(recipe, {"train.model.head.width": widths})
+    return HeadSweep(width=widths, depth=(config.depth,), images=recipe.evaluate.generate.images)
 
 
 def optimizer(recipe: Recipe) -> TrainingSweep:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from upath import UPath
 
-from evaluate.config import Subject
+from evaluate.subject import Subject
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.fingerprint import canonical
+from infra.stages import ElasticStage
 from pipeline.recipe import Recipe, with_fields
 from pipeline.steps import Plan
 from train.models.heads import DiffusionHead, Head
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 Planned = Mapping[str, tuple[Mapping[str, object], Plan]]
 
 
-def planned_trainings(recipe: Recipe, sweep: TrainingSweep, reference: str, plan: Callable[[Recipe], Plan]) -> Planned:
+def planned_trainings(
+    recipe: Recipe, sweep: TrainingSweep, reference: str, stage: ElasticStage, plan: Callable[[Recipe], Plan]
+) -> Planned:
     """Return fields and plan of each trial by its label. Raises InputError for what cannot be trained, or compared, so.
 
-    `reference` is the fingerprint of what the recipe is measured against.
+    `reference` is the fingerprint of what the recipe is measured against, `stage` says who trains.
     """
     if recipe.checkpoint:
         raise InputError("--tune trains, but --checkpoint gives the model: take `mar tune MODEL --sweep sampling`")
@@ -39,7 +42,7 @@ def planned_trainings(recipe: Recipe, sweep: TrainingSweep, reference: str, plan
     planned = {_label(fields): (fields, plan(with_fields(own, fields))) for fields in sweep.planned()}
     labels: dict[str, str] = {}
     for label, (_, trial) in planned.items():
-        trial.check(("checkpoint", "evaluation"), 1)
+        trial.check(("checkpoint", "evaluation"), stage.workers, stage.most_workers)
         if trial.steps["reference"].fingerprint != reference:
             raise InputError(f"--tune: {label} changes what is measured against: such trials cannot be compared")
         if (same := labels.setdefault(trial.steps["checkpoint"].fingerprint, label)) != label:
@@ -99,7 +102,7 @@ def trainings_of(planned: Planned, image_size: int, compute: Compute, again: Col
         checkpoint = plan.steps["checkpoint"]
         trainings.append(Training(
             label=label, fields={name: json.dumps(value) for name, value in fields.items()},
-            subject=Subject(str(checkpoint.path), plan.tokenizer, image_size),
+            subject=Subject(str(checkpoint.path), plan.tokenizer, image_size, plan.recipe.evaluate.generate.use_ema),
             identity=checkpoint.fingerprint, steps=plan.recipe.train.train_steps, parameters=sum(weights(plan.model)),
             log=str(checkpoint.path / LOG), is_made=checkpoint.find() is not None,
             make=partial(_trained, plan.recipe, compute, tuple(again), str(Path.cwd())),

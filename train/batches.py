@@ -86,11 +86,20 @@ def training_draws(model: Model, seed: int, step: int, rows: range) -> TrainingD
 
 
 def step_inputs(
-    store: "LatentStore", model: Model, config: Train, step: int, rank: int = 0, world: int = 1
+    store: "LatentStore",
+    model: Model,
+    config: Train,
+    step: int,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    equally_many: bool = False,
 ) -> list[StepInput]:
     """Return the micro-batches of one step that worker `rank` of `world` takes.
 
-    They are the same for any number of workers; where the recipe names none, a worker's share is one.
+    They are the same for any number of workers; where the recipe names none, a worker's share is one. With
+    `equally_many`, who has one less than others gets its last again, without weight: where weights are cut, all workers
+    gather them for each micro-batch.
     """
     size = config.micro_batch or config.batch_size // world
     count = config.batch_size // size
@@ -104,4 +113,6 @@ def step_inputs(
         dropout = int(stream(seed, config.seed, step, number).integers(2**31))
         return StepInput(tokens, torch.from_numpy(batch.labels), draws, dropout, weight)
 
-    return [make(number) for number in range(rank * count // world, (rank + 1) * count // world)]
+    made = [make(number) for number in range(rank * count // world, (rank + 1) * count // world)]
+    is_short = equally_many and len(made) < -(-count // world)
+    return [*made, replace(made[-1], weight=0.0)] if is_short else made

@@ -102,7 +102,10 @@ class Train:
             )
 
     def check(self, model: Model) -> None:
-        """Raise InputError unless the model fits the tokens that it is trained on."""
+        """Raise InputError unless the model fits the tokens that it is trained on, and there are steps to take."""
+        for name in ("train_steps", "checkpoint_every", "log_every", "grad_clip"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--train.{name.replace('_', '-')} {getattr(self, name)} must be above 0")
         try:
             model.check()
         except ValueError as error:

@@ -35,7 +35,8 @@ class HeldoutLoss:
     def __init__(self, store: "LatentStore", config: Train, rank: int = 0, world: int = 1) -> None:
         rows = min(max(len(store) // _PARTS, _FEWEST), _MOST)
         self._store, self._config = store, replace(config, seed=_SEED, batch_size=rows, micro_batch=0)
-        self._parts, self._world = range(rank, _PARTS, world), world
+        # as many for each worker, some parts twice: where weights are cut, all gather them for each forward pass
+        self._parts, self._world = [(rank + world * turn) % _PARTS for turn in range(-(-_PARTS // world))], world
 
     @torch.no_grad()
     def measure(
@@ -51,7 +52,8 @@ class HeldoutLoss:
         if self._world > 1:
             everywhere = [{}] * self._world
             distributed.all_gather_object(everywhere, found)
-        parts = [terms for _, terms in sorted((part, terms) for each in everywhere for part, terms in each.items())]
+        by_part = {part: terms for each in everywhere for part, terms in each.items()}
+        parts = [by_part[part] for part in range(_PARTS)]
         return {f"{PREFIX}{name}": fmean(terms[name] for terms in parts) for name in parts[0]}
 
     def _input(self, model: Model, part: int) -> StepInput:

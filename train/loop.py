@@ -30,6 +30,7 @@ from train.saving import Saver
 from train.sharding import spread
 from train.start import Start, initial_model
 from train.step import training_step
+from train.validation import DRAINED
 from train.watch import Watch
 from train.workers import as_the_first_says, mean_of_all
 
@@ -106,7 +107,7 @@ class _Worker:
         self.ema = EMA(self.model, config.ema_decay)
         if job.recomputing:  # the averages' copy has no backward pass
             recompute_blocks(self.model)
-        cut = job.sharded and world > 1
+        self.cut = cut = job.sharded and world > 1
         if config.compile and device.type == "cuda":  # on a processor it takes a minute and gains nothing
             compile_training(self.model, cut=cut)
         self.network = spread(self.model, self.ema.model, device, world, cut=cut)
@@ -144,7 +145,9 @@ class _Worker:
         return {"start": self.start, "images": len(self.store), "images_held_back": self.store.held_back}
 
     def _inputs(self, step: int) -> list[StepInput]:
-        made = step_inputs(self.store, self.job.model, self.job.config, step, self.rank, self.world)
+        made = step_inputs(
+            self.store, self.job.model, self.job.config, step, self.rank, self.world, equally_many=self.cut
+        )
         return [each.pinned() for each in made] if self.device.type == "cuda" else made
 
     def _after(self, done: int, lr: float) -> str:
@@ -175,6 +178,7 @@ class _Worker:
     def _asked_to_leave(self) -> str:
         """Return why the workers are to save and leave, if they are; all of them ask."""
         if self.job.noticing and ray.train.get_preemption_info() is not None:
+            (Path(self.job.progress) / DRAINED).touch()
             return PREEMPTED
         return STOPPED if as_the_first_says(Path(self.job.stop).exists()) else ""
 

@@ -160,9 +160,9 @@ def check_same(root: Path, of: Mapping[str, Any]) -> None:
 def newest_whole(root: Path, pass_over: Callable[[str], None] = lambda _: None) -> Path | None:
     """Return the folder of the newest progress that is whole, or None; `pass_over` is told of each that is not."""
     for folder in _newest_first(root):
-        if not (fault := _fault(folder)):
+        if not (found := fault(folder)):
             return folder
-        pass_over(f"{folder}: {fault}; passed over")
+        pass_over(f"{folder}: {found}; passed over")
     return None
 
 
@@ -171,7 +171,7 @@ def _newest_first(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: (step_of(path), len(path.name), path.name), reverse=True)
 
 
-def _fault(folder: Path) -> str:
+def fault(folder: Path) -> str:
     """Return what is wrong with a progress, or nothing."""
     try:
         world = int(next(folder.glob("part_*.json")).stem.split("-")[-1])

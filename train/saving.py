@@ -1,10 +1,12 @@
 """Writes progress while the training goes on: the host's copy is taken at once, the rest happens beside it."""
 
-import shutil
+import errno
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +74,15 @@ class Saver:
         while True:
             try:
                 write_progress(folder, pieces, self._rank, self._world, self._of)
-            except (OSError, SafetensorError):
-                if not _is_full(folder, pieces):
+            except (OSError, SafetensorError) as error:
+                if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
                     raise
                 time.sleep(_TRY_AGAIN_SECONDS)
                 continue
             while not is_written(folder, self._world):  # a worker that ends takes this one with it
                 time.sleep(_LOOK_SECONDS)
             if self._rank == 0 and LOSS in metrics:
-                keep_if_best(self._root, folder, LOSS, metrics[LOSS])
+                with suppress(OSError):  # the progress is whole: a best that is not kept is no failure
+                    keep_if_best(self._root, folder, LOSS, metrics[LOSS])
             self._written.set()
             return ray.train.Checkpoint(str(folder), ray.train.get_context().get_storage().storage_filesystem)
-
-
-def _is_full(folder: Path, pieces: Mapping[str, Piece]) -> bool:
-    """Tell whether the disk has no room for a worker's share."""
-    return shutil.disk_usage(folder.parent).free < sum(piece.values.nbytes for piece in pieces.values())

@@ -30,13 +30,13 @@ from train.log import NOT_METRICS
 from train.loop import FAILED, PREEMPTED, STOPPED, Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
-from train.progress import EMA_OF_IT, MODEL, check_same, newest_whole, read_weights, step_of
+from train.progress import EMA_OF_IT, MODEL, check_same, fault, newest_whole, read_weights, step_of
 from train.results import BEST, EVALUATIONS, LOG, CheckpointResult
 from train.start import Start
-from train.validation import Validation
+from train.validation import DRAINED, STOP, Validation
 
-RUN, STOP = "ray_train", "stop"
-_MOST_FAILURES = 3  # in a row, without progress between them
+RUN = "ray_train"
+_MOST_FAILURES = 3  # of the workers: they go on after more where a checkpoint was written since the first
 _LOOK_SECONDS = 30  # for nodes that have come
 _LEAVE_SECONDS = 120  # a signal to all processes at once has ended the workers too: nobody saves then
 
@@ -161,6 +161,9 @@ def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict
 def _write_best(card: ModelCard, out: UPath, root: Path) -> Best | None:
     """Leave the best model too, as a directory of its own, where it is not the last; returns which one it is."""
     kept = best(root)
+    if kept is not None and (found := fault(kept.folder)):
+        _say_passed_over(f"{kept.folder}: {found}; passed over")
+        return None
     if kept is not None and kept.step != card.train_steps:
         stage("checkpoint", f"the best by {kept.by} was step {kept.step} ({kept.value:.4g}): {out / BEST}")
         weights = [read_weights(kept.folder, kind) for kind in (MODEL, EMA_OF_IT)]
@@ -230,9 +233,24 @@ def _say_passed_over(fault: str) -> None:
     stage("checkpoint", f"damaged checkpoint: {fault}")
 
 
+def _drop_damaged_list(root: Path) -> None:
+    """Remove Ray's list of checkpoints where it is cut short or names one that is gone: Ray would not start."""
+    listed = root / "checkpoint_manager_snapshot.json"
+    try:
+        is_whole = all((root / of["checkpoint_dir_name"]).is_dir() for of in read_json(listed)["checkpoint_results"])
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        listed.unlink()
+
+
 def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.ValidationConfig | None) -> dict[str, Any]:
     """Train to the end, whatever fails, as long as each few failures are followed by progress; returns what it says."""
     while True:
+        _drop_damaged_list(Path(job.progress))
+        (Path(job.progress) / DRAINED).unlink(missing_ok=True)
         begun = newest_whole(Path(job.progress), _say_passed_over)
         if begun is not None:
             stage("checkpoint", f"going on from step {step_of(begun)}")
@@ -249,7 +267,7 @@ def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.Validatio
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
                 raise RuntimeError(f"training failed: {error}") from None
-            stage("checkpoint", f"failed {_MOST_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}")
+            stage("checkpoint", f"failed {_MOST_FAILURES} times: {str(error).strip().splitlines()[-1]}")
 
 
 def _trainer(
@@ -264,7 +282,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES, controller_failure_limit=20),  # pyrefly: ignore
+            failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES - 1, controller_failure_limit=20),  # pyrefly: ignore
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

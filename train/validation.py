@@ -21,7 +21,9 @@ from train.card import ModelCard
 from train.checkpoint import write_model
 from train.progress import EMA_OF_IT, MODEL, read_weights, step_of
 
-_ATTEMPTS = 2
+STOP, DRAINED = "stop", "drained"
+"""Files beside the progress: the training is to end, or leaves a node: no measurement holds it up then."""
+_ATTEMPTS, _LOOK_SECONDS = 2, 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ def _validate(
     options = {"num_cpus": 1, "num_gpus": validation.gpus, "max_retries": _ATTEMPTS - 1}
     try:
         measured = ray.remote(**options)(_measured).remote(validation.measure, card, folder)
+        while not ray.wait([measured], timeout=_LOOK_SECONDS)[0]:
+            if any((root / name).exists() for name in (STOP, DRAINED)):
+                ray.cancel(measured, force=True)
         found = dict(ray.get(measured))
     except (RayError, OSError) as error:
         append(log, {"step": step, "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"})

@@ -67,7 +67,7 @@ class SamplingSweep:
     """Most trials more, of temperatures and guidance scales beyond the ends that are not worse than the best beyond
     error."""
     minutes: float = added(default=0.0)
-    """Minutes after which no trial is begun any more; 0 sets no limit."""
+    """Minutes after which no trial is begun any more, but for the finalists; 0 sets no limit."""
     images: int = 10_000
     """Images drawn in each trial."""
     finalists: int = 3

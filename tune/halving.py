@@ -16,7 +16,7 @@ import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from upath import UPath
 
-from evaluate.config import Subject
+from evaluate.subject import Subject
 from infra.cluster import Workers
 from infra.console import Progress, stage
 from infra.fingerprint import canonical

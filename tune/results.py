@@ -148,7 +148,8 @@ class SweepResult(Result):
             trials={
                 **{identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
                    for identity, trial in named.items()},
-                **{f"{of.state} {of.label}": (_short(of.sampling), of.report()) for of in self.unfinished},
+                **{f"{of.state} {fingerprint(canonical(of.sampling))}": (_short(of.sampling), of.report())
+                   for of in self.unfinished},
             },
         )  # fmt: skip
 
@@ -170,13 +171,14 @@ def label(sampling: Sampling) -> str:
     parts += [value for value in (sampling.solver, sampling.order) if value not in (default.solver, default.order)]
     if sampling.max_timestep is not None:
         parts.append(f"from t {sampling.max_timestep}")
+    parts += [f"top-k {sampling.top_k}"] * bool(sampling.top_k) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p != 1)
     return ", ".join(parts)
 
 
 def settings(sampling: Sampling) -> dict[str, Any]:
     """Return what trials are told apart by, few values: the UI lists them all above each trial's picture."""
     default = Sampling()
-    rarely = ("temperature_on", "cfg_schedule", "solver", "order", "max_timestep")
+    rarely = ("temperature_on", "cfg_schedule", "solver", "order", "max_timestep", "top_k", "top_p")
     return {
         "temperature": sampling.temperature, "cfg_scale": sampling.cfg_scale, "ar_steps": sampling.ar_steps,
         "diffusion_steps": sampling.diffusion_steps.label(),

@@ -10,9 +10,11 @@ import ray
 from upath import UPath
 
 from evaluate.conditions import Conditions
-from evaluate.config import Sampling, Subject
+from evaluate.config import Sampling
+from evaluate.evaluate import DRAWING
 from evaluate.finish import conditions_against
 from evaluate.reference import read_reference
+from evaluate.subject import Subject
 from infra.cluster import Compute, Workers, connected
 from infra.code import digests
 from infra.console import Progress, stage
@@ -27,10 +29,8 @@ from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, label, r
 from tune.search import Ended, Listed, Optuna, run_trials
 from tune.trial import Measurement, Work, read_trial, time_alone, timed_batch
 
-_MEASURING = (
-    "evaluate/sampling", "evaluate/features.py", "evaluate/metrics", "train/models", "tokenize_jobs/tokenizers",
-    "infra/seeding.py", "tune/trial.py",
-)  # fmt: skip
+_MEASURING = (*DRAWING, "evaluate/intervals.py", "evaluate/metrics", "tune/trial.py")
+"""Code that decides a trial's numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def sampling_sweep(
     """
     real = read_reference(reference).about
     identity = [content_digest(location(subject.model)), subject.weights.hash, canonical(real), digests(_MEASURING)]
+    identity += [] if subject.use_ema else ["raw weights"]
     folder = out.parent / "trials" / fingerprint(identity)
     with connected(compute) as cluster, holding(out.parent / "trials", shared=True):
         work = Work(
@@ -155,10 +156,15 @@ def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[
 def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, timed_batch: int) -> SweepResult:
     """Return what a sweep found: the best, what ties with it, and where the space ends too soon."""
     best, *others = ranked(measured.finalists or measured.trials)
+    own, again = (
+        next(t for t in measured.trials if t.sampling == best.sampling),
+        [t.sampling for t in measured.finalists],
+    )
+    cut = [t for t in ranked(measured.trials) if again and t.sampling not in again and t.is_tied_with(own)]
     return SweepResult(
         metric=conditions.title, conditions=conditions, best=best.sampling, best_label=best.label,
         trials=tuple(measured.trials), finalists=tuple(measured.finalists),
-        tied=tuple(trial.label for trial in others if trial.is_tied_with(best)),
+        tied=tuple(trial.label for trial in [*(other for other in others if other.is_tied_with(best)), *cut]),
         edges=_edges(sweep, measured.trials, best.sampling), front=tuple(measured.front), timed_batch=timed_batch,
         unfinished=tuple(
             Unfinished(label=label(trial.sampling), sampling=trial.sampling, state=trial.state, reason=trial.reason)

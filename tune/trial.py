@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from upath import UPath
 
-from evaluate.config import Sampling, Subject
+from evaluate.config import Sampling
 from evaluate.drawn import Drawn, cover, find_ranges, merged, range_path, read_range, write_drawn
 from evaluate.features import Extractor
 from evaluate.grid import sample_grid
@@ -22,6 +22,7 @@ from evaluate.metrics import frechet
 from evaluate.metrics.sets import Statistics
 from evaluate.reference import read_reference
 from evaluate.sampling.generate import Generator
+from evaluate.subject import Subject
 from infra.fingerprint import canonical
 from infra.from_json import from_json
 from infra.storage import location, write_json
@@ -122,7 +123,7 @@ def _timed(generator: Generator, work: Work, sampling: Sampling) -> float:
 @lru_cache(maxsize=1)
 def _generator(work: Work) -> Generator:
     """Return the model, warmed up; loaded once a process, which Tune reuses for its next trial."""
-    generator = Generator(work.subject.model, work.subject.weights, cores=work.cores)
+    generator = Generator(work.subject.model, work.subject.weights, use_ema=work.subject.use_ema, cores=work.cores)
     generator.draw(generator.labels(range(2)), range(2), 0, work.first)
     return generator
 

@@ -29,5 +29,6 @@ def errors(of: FeatureSet, real: FeatureSet, found: dict[str, float]) -> dict[st
     if size < 2:
         return {}
     groups = np.array_split(of.features, _GROUPS)
-    distances = [float(kernel_mmd(group[:size], real.features[:size])) for group in groups]
+    kept = real.features[:: len(real.features) // size][:size]  # of all classes: a source may be sorted by them
+    distances = [float(kernel_mmd(group[:size], kept)) for group in groups]
     return {"kid": float(np.std(distances, ddof=1) / np.sqrt(_GROUPS))}

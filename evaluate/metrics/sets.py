@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from infra.seeding import stream
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -64,3 +66,18 @@ class FeatureSet:
     """(n,) class that each image was drawn as."""
     judged: np.ndarray = field(default_factory=_no_classes)
     """(n,) class that a classifier takes each image for."""
+
+
+def in_turns(of: FeatureSet) -> np.ndarray:
+    """Return an order of the images in which classes take turns, as those that are drawn come: for error bars.
+
+    Their groups are runs of the order. Of a folder sorted by class a run would be a class, and the bar that between
+    classes. Within a class, and where none is known, the order is a random one, always the same.
+    """
+    images = len(of.features)
+    order = stream("error-groups").permutation(images)
+    if len(of.labels) != images:
+        return order
+    by_class = order[np.argsort(of.labels[order], kind="stable")]
+    _, first, counts = np.unique(of.labels[by_class], return_index=True, return_counts=True)
+    return by_class[np.argsort(np.arange(images) - np.repeat(first, counts), kind="stable")]

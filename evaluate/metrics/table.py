@@ -1,10 +1,10 @@
 """The metrics there are. A new one is a module with `measure` and `errors`, and a line here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluate.metrics import accuracy, frechet, inception_score, kernel, precision_recall
-from evaluate.metrics.sets import FeatureSet
+from evaluate.metrics.sets import FeatureSet, in_turns
 
 Numbers = dict[str, float]
 
@@ -31,4 +31,5 @@ def numbers(of: FeatureSet, real: FeatureSet) -> Numbers:
 
 def errors(of: FeatureSet, real: FeatureSet, found: Numbers) -> Numbers:
     """Return the standard errors of these numbers, where they are known."""
-    return {name: round(value, _DIGITS) for metric in METRICS for name, value in metric.errors(of, real, found).items()}
+    mixed = replace(of, features=of.features[in_turns(of)])
+    return {name: round(of, _DIGITS) for metric in METRICS for name, of in metric.errors(mixed, real, found).items()}

@@ -91,6 +91,7 @@ class Subject:
     model: str
     tokenizer: TokenizerFile
     sampling: Sampling
+    use_ema: bool = True
 
 
 def main(words: list[str]) -> None:
@@ -116,7 +117,7 @@ def _own(name: str, words: list[str]) -> Recipe:
 
 def draw(subject: Subject, options: Draw) -> str:
     """Write the images; returns a line saying where."""
-    generator = Generator(subject.model, subject.tokenizer, use_ema=not options.raw_weights)
+    generator = Generator(subject.model, subject.tokenizer, use_ema=subject.use_ema and not options.raw_weights)
     names = spoken(generator.card.classes)
     labels = _labels(options, generator.card.model.num_classes)
     wanted = None if options.no_class else torch.tensor(labels).repeat_interleave(options.per_class)
@@ -175,7 +176,8 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> Subject:
             f"recipe {recipe.name} has no trained checkpoint below {plan.root}: `mar train {target}` first"
         )
     model = recipe.checkpoint or str(plan.path("checkpoint"))
-    return Subject(model, plan.tokenizer, recipe.evaluate.generate.sampling)
+    generate = recipe.evaluate.generate
+    return Subject(model, plan.tokenizer, generate.sampling, generate.use_ema)
 
 
 def _registered(uri: str, compute: Compute) -> Subject:

@@ -1,18 +1,22 @@
 """Images drawn from a model directory that is not as it should be, and numbers of images that are all alike."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from evaluate.config import DiffusionSteps, Sampling
+from evaluate.config import DiffusionSteps, Generate, Sampling
 from evaluate.measure import statistics_of
 from evaluate.metrics.sets import FeatureSet
 from evaluate.metrics.table import errors, numbers
+from evaluate.reconstruct import _Measurer
 from evaluate.sampling.generate import Generator
 from infra.errors import InputError
 from infra.storage import location
 from tests.small_model import randomised, small
 from tokenize_jobs.config import TokenizerFile
+from tokenize_jobs.tokens import plain_grid
 from train.card import EMA_WEIGHTS, WEIGHTS, ModelCard, content_digest
 from train.checkpoint import write_model
 
@@ -66,3 +70,26 @@ def test_images_all_alike_have_finite_numbers_far_from_real_ones():
     np.testing.assert_allclose(found["fd"], np.square(1 - mean).sum() + np.trace(covariance), rtol=1e-5)
     assert found["recall"] == 0
     assert all(np.isfinite(list({**found, **errors(alike, other, found)}.values())))
+
+
+def test_reconstructions_that_are_no_numbers_are_refused():
+    class Broken:
+        stride, tokens = 1, staticmethod(plain_grid(3))
+
+        def encode(self, images):
+            return images
+
+        def decode(self, latents):
+            return latents / 0 * 0
+
+    measurer = object.__new__(_Measurer)
+    measurer.tokenizer, measurer.device = Broken(), torch.device("cpu")
+    measurer.work = SimpleNamespace(weights=TokenizerFile("fitted", "/t"))
+    with pytest.raises(InputError, match="tokenizer /t: reconstructions are not finite numbers"):
+        measurer.reconstructed(np.full((2, 8, 8, 3), 7, np.uint8))
+
+
+@pytest.mark.parametrize("flags", [{"images": 0}, {"images": 1}, {"batch_size": 0}], ids=str)
+def test_no_images_and_none_at_once_are_refused(flags):
+    with pytest.raises(InputError, match="must be at least"):
+        Generate(**flags).check()

@@ -1,5 +1,6 @@
 """Images that any code made: measured as torch-fidelity measures them, whatever the workers; none is passed over."""
 
+import io
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -176,3 +177,22 @@ def test_nothing_is_measured_where_an_image_is_damaged_and_all_is_when_it_is_men
     )
     assert found.numbers["fd"] == pytest.approx(0, abs=1e-4)
     assert found.conditions.images == 2 * EACH
+
+
+@pytest.mark.ray
+def test_shard_without_images_adds_none_to_those_of_the_others(cluster, tmp_path):
+    weights, images = random_resnet(tmp_path), random_images([0, 0], 12)
+    (tmp_path / "samples").mkdir()
+    encoded = [io.BytesIO() for _ in images]
+    for file, image in zip(encoded, images, strict=True):
+        Image.fromarray(image).save(file, "png")
+    write_tar(tmp_path / "samples" / "a.tar", [])
+    write_tar(tmp_path / "samples" / "b.tar", [(f"{n}.png", of.getvalue()) for n, of in enumerate(encoded)])
+    listing = scan_samples(str(tmp_path / "samples"), ())
+    features = Features(name=CIFAR_RESNET, weights=weights)
+    real = scan(str(write_folder(tmp_path / "real", 1)))
+    make_reference(Reference(features=features), real, 32, location(tmp_path / "reference"), compute(1))
+    out = location(tmp_path / "out")
+    out.mkdir()
+    found = evaluate_images(Evaluate(), listing, location(tmp_path / "reference"), None, out, compute(1))
+    assert found.conditions.images == 12

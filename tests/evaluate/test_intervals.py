@@ -6,7 +6,8 @@ import pytest
 from evaluate.intervals import frechet_error
 from evaluate.metrics import precision_recall
 from evaluate.metrics.frechet import frechet_distance
-from evaluate.metrics.sets import FeatureSet, FeatureSums, Statistics
+from evaluate.metrics.sets import FeatureSet, FeatureSums, Statistics, in_turns
+from evaluate.metrics.table import errors, numbers
 
 T_95 = 2.093  # 95 % of Student's t with 19 degrees of freedom, of twenty groups
 T_95_TENTHS = 2.262  # the same with 9
@@ -66,3 +67,36 @@ def test_errors_of_precision_and_recall_are_the_spread_over_seeds():
         covered = np.abs(values - values.mean()) <= T_95_TENTHS * errors
         assert covered.mean() >= COVERED_60, name
         assert errors.mean() == pytest.approx(values.std(), rel=0.25), name  # of 60 a deviation is known to 9 %
+
+
+def test_bar_of_images_sorted_by_class_is_that_of_images_whose_classes_take_turns():
+    random, classes, each = np.random.default_rng(0), 10, 100
+    centres = 5 * random.standard_normal((classes, 8))
+    turns = (centres[np.arange(classes * each) % classes] + random.standard_normal((classes * each, 8))).astype("f4")
+    labels = np.arange(classes * each) % classes
+    by_class = np.argsort(labels, kind="stable")
+    real = FeatureSet(Statistics(np.zeros(8, np.float32), np.eye(8)), random.standard_normal((500, 8)).astype("f4"))
+    for named in (True, False):
+        found = []
+        for order in (np.arange(len(turns)), by_class):
+            of = FeatureSet(
+                FeatureSums.of(turns).statistics(), turns[order], labels=labels[order] if named else labels[:0]
+            )
+            found.append(errors(of, real, numbers(of, real)))
+        for name in ("fd", "kid"):
+            assert found[0][name] == pytest.approx(found[1][name], rel=0.5), (name, named)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_take_turns_in_the_order_of_error_bars(seed):
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(6), random.integers(1, 9, 6))
+    order = in_turns(FeatureSet(Statistics(np.zeros(1), np.eye(1)), np.zeros((len(labels), 1)), labels=labels))
+    assert sorted(order) == list(range(len(labels)))
+    drawn = labels[order]
+    seen = [np.bincount(drawn[:stop], minlength=6) for stop in range(1, len(drawn) + 1)]
+    left = [np.bincount(drawn[stop:], minlength=6) for stop in range(1, len(drawn) + 1)]
+    assert all(
+        counts[rest > 0].max(initial=0) - counts[rest > 0].min(initial=99) <= 1
+        for counts, rest in zip(seen, left, strict=True)
+    )

@@ -11,13 +11,14 @@ from evaluate.config import DuringTraining
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.from_json import from_json
+from infra.stages import ElasticStage
 from infra.storage import location
 from pipeline.plan import Planner
 from pipeline.published import imagenet_256_mar_b, imagenet_256_mar_l
 from pipeline.recipe import Recipe
 from pipeline.recipes import emoji_32, own_images
 from tokenize_jobs.config import PretrainedTokenizer, Tokenize
-from tokenize_jobs.sources.listing import ImageFiles, scan
+from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
 from tokenize_jobs.tokens import PlainLatents
 from tune.config import HeadSweep, NoSweep
@@ -191,3 +192,16 @@ def test_store_of_something_else_is_refused(images, tmp_path, kind, classes, tok
         plan(replace(imagenet_256_mar_b(), latents=store), images, tmp_path)
     with pytest.raises(InputError, match="no latent store"):
         plan(replace(imagenet_256_mar_b(), latents=str(tmp_path / "nowhere")), images, tmp_path)
+
+
+def test_sweep_of_trainings_lists_the_pictures_once_and_knows_the_workers(images, tmp_path, monkeypatch):
+    listed = []
+    monkeypatch.setattr("pipeline.plan.scan_images", lambda of: listed.append(of) or scan_images(of))
+    recipe = replace(imagenet_256_mar_b(), tune=HeadSweep(width=(32, 64, 96), reduction=0))
+    plan(recipe, images, tmp_path)
+    assert len(listed) == 1
+    small = replace(
+        recipe, images=images, tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=16)
+    )
+    with pytest.raises(InputError, match=r"--compute\.train\.workers 5"):
+        Planner(small, Compute(out=str(tmp_path), train=ElasticStage(workers=5))).plan()

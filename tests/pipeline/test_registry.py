@@ -1,15 +1,18 @@
 """Versions are ranked, promoted and rolled back on their numbers' error bars, never across conditions."""
 
 import json
+from dataclasses import replace
 
 import mlflow
 import pytest
+from safetensors.torch import load_file, save_file
 from upath import UPath
 
 from infra.errors import InputError
 from pipeline.promotion import differing, is_better, ranked
-from pipeline.registry import register
+from pipeline.registry import _gather, register
 from tests.pipeline.registered import CONDITIONS, candidate, registered
+from train.card import EMA_WEIGHTS, WEIGHTS
 
 
 def tags(fd, error=None, **conditions):
@@ -81,8 +84,11 @@ def test_champion_is_promoted_rolled_back_and_promoted_again(store, mar_here):
         assert refused.returncode == 2
         assert told in refused.stderr
         assert champion() == "1"
+    client.set_model_version_tag("small", "2", "mar.rolled_back", "yes")
+    client.set_model_version_tag("small", "2", "mar.checkpoint", "checkpoint2")
     assert mar_registry("promote", "small", "3").returncode == 0
     assert champion() == "3"
+    assert "mar.rolled_back" not in client.get_model_version("small", "2").tags  # of the same checkpoint
     assert register(candidate(folder, 2, fd=40.0), uri, UPath(folder)).alias == "champion"
     listed = mar_registry("list").stdout
     assert "@champion" in listed
@@ -101,3 +107,14 @@ def test_registry_that_cannot_be_reached_is_one_line_and_code_2(mar_here, tmp_pa
         assert "nothing answers there" in away.stderr
         assert "no runs are recorded there" in missing.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_package_has_the_weights_that_were_measured(tmp_path):
+    of = candidate(tmp_path, 0)
+    folder = of.model
+    save_file({name: of + 1 for name, of in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    assert (folder / WEIGHTS).read_bytes() != (folder / EMA_WEIGHTS).read_bytes()
+    kept = {name: (folder / name).read_bytes() for name in (WEIGHTS, EMA_WEIGHTS)}
+    for ema, source in ((None, EMA_WEIGHTS), (True, EMA_WEIGHTS), (False, WEIGHTS)):
+        package = _gather(replace(of, measured=replace(of.measured, ema=ema)), tmp_path / str(ema))
+        assert (package / EMA_WEIGHTS).read_bytes() == kept[source], ema

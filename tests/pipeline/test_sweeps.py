@@ -10,7 +10,7 @@ from pipeline.make import chosen_run
 from pipeline.models_side_by_side import check_alike, short_names
 from pipeline.published import imagenet_256_mar_l
 from pipeline.recipe import Recipe, with_fields
-from pipeline.recipes import cifar10_32, emoji_32
+from pipeline.recipes import RECIPES, cifar10_32, emoji_32
 from pipeline.sweeps import SWEEPS, swept
 from train.models.heads import MixtureHead
 from tune.config import SamplingSweep
@@ -80,3 +80,15 @@ def test_models_are_called_by_the_ends_of_their_paths_unless_these_are_the_same(
     ]
     assert short_names(paths) == ["emoji-32/0aa1", "emoji-32/94f1", "mar-b", "emoji-32"]
     assert short_names(["/a/b/c", "/d/b/c"]) == ["/a/b/c", "/d/b/c"]
+
+
+def test_named_sampling_sweep_has_what_the_recipe_samples_with_among_its_trials():
+    for recipe in (imagenet_256_mar_l(), RECIPES["emoji-16-rnn"](), RECIPES["table1-raster-ce"]()):
+        own = recipe.evaluate.generate.sampling
+        assert own in swept(recipe, "sampling").settings(own), recipe.name
+
+
+def test_head_sweep_of_a_head_without_depth_searches_its_width():
+    recipe = RECIPES["emoji-16-pixelcnn"]()
+    widths = [with_fields(recipe, of).train.model.head.width for of in swept(recipe, "head").fields()]
+    assert recipe.train.model.head.width in widths

@@ -109,6 +109,7 @@ def test_table_of_numbers_labels_the_samples_of_tars_and_folders(tmp_path):
     ("text", "message"),
     [
         ("a,1\nb\n", "line 2: a key and a label are needed, not 'b'"),
+        ("a,1\nb, \n", "line 2: a key and a label are needed, not 'b'"),
         ("a,1\nb,1\na,2\n", "line 3: 'a' has two labels, '1' and '2'"),
         ("", "holds no labels"),
         (None, "cannot be read"),
@@ -136,3 +137,24 @@ def test_pictures_without_labels_are_of_one_class_in_any_layout(tmp_path):
     assert listed(tmp_path / "folders", label="none").digest != listed(tmp_path / "folders").digest
     with pytest.raises(InputError, match=r"--images\.label none"):
         listed(tmp_path / "tars")
+
+
+@pytest.mark.parametrize("head", ["file_name,label", "\ufeffid,breed", "picture,class", "key,what", ""])
+def test_first_line_of_a_table_is_no_class_whatever_program_wrote_it(head, tmp_path):
+    names = [str(number) for number in range(12)]
+    (tmp_path / "flat").mkdir()
+    for name in names:
+        (tmp_path / "flat" / f"{name}.png").write_bytes(picture(1))
+    lines = [head] * bool(head) + [f"{name}.png,{name}" for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    listing = listed(tmp_path / "flat", labels=str(tmp_path / "labels.csv"))
+    assert listing.classes == tuple(names)
+    assert labels_by_key(listing) == {f"{name}.png": int(name) for name in names}
+
+
+def test_table_of_labels_serves_parquet_without_a_label_column(tmp_path):
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"image": [picture(1), picture(2)]}), tmp_path / "tables" / "a.parquet")
+    (tmp_path / "labels.csv").write_text("000000,dog\n000001,cat\n")
+    listing = listed(tmp_path / "tables", labels=str(tmp_path / "labels.csv"))
+    assert labels_by_key(listing) == {"000000": 1, "000001": 0}

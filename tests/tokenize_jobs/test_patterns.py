@@ -122,3 +122,12 @@ def test_folders_are_listed_side_by_side_and_give_what_find_gives(tmp_path, monk
     monkeypatch.setattr(patterns, "_AT_ONCE", 64)
     _, found = find_files(str(root))
     assert [f"{root.path}/{name}" for name in found] == sorted(expected)
+
+
+def test_wildcard_names_links_to_files_as_the_cache_of_a_hub_has_them(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        tar(tmp_path / "blobs" / f"{number}", [f"{number}"])
+        (tmp_path / "data" / f"train-{number}.tar").symlink_to(tmp_path / "blobs" / f"{number}")
+    assert len(scan(f"{tmp_path}/data/train-*.tar", 1).shards) == 3

@@ -197,11 +197,19 @@ def test_parquet_row_group_that_is_damaged_costs_no_other(tmp_path):
     assert "row group cannot be read" in samples["000002..."].fault
 
 
-@pytest.mark.parametrize("suffix", ["tar", "parquet"])
-def test_storage_that_fails_while_a_shard_is_read_is_an_error_and_no_bad_sample(suffix, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "storage failed"), PermissionError("storage failed"), FileNotFoundError("storage failed"), TimeoutError("storage failed")],
+    ids=lambda of: type(of).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "npz"])
+def test_storage_that_fails_while_a_shard_is_read_is_an_error_and_no_bad_sample(suffix, error, tmp_path, monkeypatch):
+    """Object stores' clients raise errors without a number, as for credentials that have expired."""
     path = tmp_path / f"a.{suffix}"
     if suffix == "tar":
         write_tar(path, [(f"{i}.{s}", c) for i in range(400) for s, c in (("png", GOOD), ("cls", b"0"))])
+    elif suffix == "npz":
+        np.savez(path, arr_0=np.zeros((400, 64, 64, 3), np.uint8), arr_1=np.zeros(400, int))
     else:
         table = pa.table({"image": [GOOD] * 400, "label": [0] * 400})
         pq.write_table(table, path, row_group_size=100, use_dictionary=False)
@@ -212,10 +220,10 @@ def test_storage_that_fails_while_a_shard_is_read_is_an_error_and_no_bad_sample(
     assert not next(samples).fault
 
     def failing(*_):
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
     monkeypatch.setattr(MemoryFile, "read", failing)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match="storage failed"):
         list(samples)
 
 
@@ -231,3 +239,18 @@ def test_digest_changes_with_the_content_of_a_shard(tmp_path):
     before = scan(str(tmp_path), 3).digest
     write_tar(tmp_path / "a.tar", [("x.png", GOOD), ("x.cls", b"2")])
     assert scan(str(tmp_path), 3).digest != before
+
+
+def test_sample_that_is_in_a_tar_twice_is_read_once_and_recorded(tmp_path):
+    good = encoded(Image.fromarray(PIXELS))
+    members = [("1.png", good), ("1.cls", b"0"), ("1.png", good), ("1.cls", b"0"), ("2.png", good), ("2.cls", b"0")]
+    write_tar(tmp_path / "a.tar", members)
+    listing = scan(str(tmp_path), 1)
+    found = list(read_shard(listing, listing.shards[0]))
+    assert [(sample.key, sample.fault) for sample in found] == [("1", ""), ("1", "duplicate id"), ("2", "")]
+
+
+@pytest.mark.parametrize("size", [(8, 4000), (4000, 8)])
+def test_thread_of_an_image_is_refused_before_it_is_scaled_up(size):
+    with pytest.raises(BadImage, match="too narrow"):
+        decode(encoded(Image.new("RGB", size)))

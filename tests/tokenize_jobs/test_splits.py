@@ -195,3 +195,19 @@ def test_images_are_taken_evenly_from_all_shards_until_there_are_enough(seed, tm
         assert not short.any() or each.max() <= each[short].min() + 2
         if most >= total:
             assert np.array_equal(taken, in_order)
+
+
+@pytest.mark.parametrize("held", ["1.tar", "{0,1}.tar", ""])
+def test_held_out_images_that_are_among_those_to_train_on_are_refused(held, tmp_path):
+    for number in range(3):
+        tar(tmp_path / f"{number}.tar", [f"{number}"])
+    with pytest.raises(InputError, match="the held-out images are those to train on"):
+        scan_images(ImageFiles(path=f"{tmp_path}/*.tar", heldout_path=f"{tmp_path}/{held}", num_classes=1))
+
+
+def test_two_shards_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    tar(tmp_path / "a" / "b.tar", ["x"])
+    tar(tmp_path / "a--b.tar", ["y"])
+    with pytest.raises(InputError, match="both hold a shard 'a--b'"):
+        scan(str(tmp_path), 1)

@@ -15,6 +15,7 @@ from infra.errors import InputError
 from infra.seeding import stream
 from tests.small_model import STILL, randomised, small, step_loss
 from tests.train.test_heldout_loss import half_held, measured
+from tests.train.test_training import CONFIG
 from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store.reader import LatentStore
 from train.batches import StepInput, step_inputs, training_draws
@@ -137,3 +138,13 @@ def test_batch_that_cannot_be_shared_is_refused(changes, workers, said):
         Train(batch_size=8, **changes).check_workers(*(workers if isinstance(workers, tuple) else (workers,)))
     Train(batch_size=8, micro_batch=2).check_workers(1, 4)
     Train(batch_size=8, micro_batch=2).check_workers(3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
+def test_workers_that_cut_the_weights_take_equally_many_micro_batches_of_the_same_total(world, tmp_path):
+    store, config = half_held(tmp_path), replace(CONFIG, batch_size=8, micro_batch=1)
+    each = [step_inputs(store, small(), config, 0, rank, world, equally_many=True) for rank in range(world)]
+    assert len(set(map(len, each))) == 1
+    weighted = [inputs for rank in each for inputs in rank if inputs.weight]
+    assert len(weighted) == 8
+    assert sum(inputs.weight for inputs in weighted) == pytest.approx(world)

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.train.test_progress import weights, write
+from tests.train.test_progress import truncate, weights, write
 from train.best import DISTANCE, LOSS, best, keep_if_best
 from train.progress import newest_whole
+from train.trainer import _write_best
 
 
 def written(root, step):
@@ -44,3 +45,11 @@ def test_kept_folder_that_is_gone_is_none_and_the_next_one_is_kept(tmp_path):
     shutil.rmtree(tmp_path / "best")
     assert best(tmp_path) is None
     assert keep_if_best(tmp_path, written(tmp_path, 2), LOSS, 0.2)
+
+
+def test_damaged_best_is_named_and_not_written_as_a_model(tmp_path, capsys):
+    keep_if_best(tmp_path, written(tmp_path, 1), LOSS, 0.1)
+    truncate(best(tmp_path).folder, np.random.default_rng(0))
+    assert _write_best(None, tmp_path, tmp_path) is None
+    assert "damaged checkpoint" in capsys.readouterr().out
+    assert not (tmp_path / "best" / "model.json").exists()

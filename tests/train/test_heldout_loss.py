@@ -78,3 +78,10 @@ def test_training_that_is_measured_is_the_same_training(store):
             measured(store, parts[1].model)
     for module, other in ((parts[0], others[0]), (parts[1].model, others[1].model)):
         assert all(map(torch.equal, module.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 16, 24, 32])
+def test_all_workers_measure_as_many_parts_and_together_every_part(world, store):
+    parts = [HeldoutLoss(store.held(), CONFIG, rank, world)._parts for rank in range(world)]
+    assert len(set(map(len, parts))) == 1
+    assert set().union(*parts) == set(range(16))

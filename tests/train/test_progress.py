@@ -1,11 +1,14 @@
 """Which checkpoint a training goes on from: the newest that is whole, whatever happened to those after it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from infra.errors import InputError
 from train.progress import MODEL, Piece, check_same, folder_for, newest_whole, read_weights, step_of, write_progress
+from train.trainer import _drop_damaged_list
 
 
 def write(folder, value, workers=2, of=None):
@@ -112,3 +115,16 @@ def test_progress_of_an_earlier_version_is_named(tmp_path):
     told = []
     assert newest_whole(tmp_path, told.append) is None
     assert "earlier version" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("listed", "kept"),
+    [(["step_00000004", "step_00000008"], True), (["step_00000004", "gone"], False), (None, False), ([], True)],
+)
+def test_list_of_rays_that_is_cut_short_or_names_what_is_gone_is_no_end_of_the_training(listed, kept, root):
+    path = root / "checkpoint_manager_snapshot.json"
+    text = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in listed or ["step_00000004"]]})
+    path.write_text(text if listed is not None else text[: len(text) // 2])
+    _drop_damaged_list(root)
+    assert path.exists() == kept
+    _drop_damaged_list(root / "none")

@@ -128,3 +128,11 @@ def test_damaged_header_of_the_weights_is_refused_wherever_it_was_hit(folder):
 def checked(start):
     start.check(SHAPE, HASH)
     return start
+
+
+@pytest.mark.parametrize("name", ["train_steps", "checkpoint_every", "log_every", "grad_clip"])
+def test_zero_steps_are_refused_before_any_worker_starts(name):
+    train = replace(emoji_32().train, **{name: 0})
+    model = small()
+    with pytest.raises(InputError, match=f"--train.{name.replace('_', '-')} 0 must be above 0"):
+        train.check(model)

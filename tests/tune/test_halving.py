@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.tune.experiment import Trial
 
-from evaluate.config import Subject
+from evaluate.subject import Subject
 from infra.cluster import Compute, Stage, Workers, connected
 from infra.follow import append
 from infra.storage import location

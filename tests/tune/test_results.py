@@ -11,7 +11,7 @@ from infra.fingerprint import canonical
 from infra.from_json import from_json
 from infra.storage import location
 from tune.config import SamplingSweep
-from tune.results import SweepResult, Trial, label
+from tune.results import SweepResult, Trial, label, settings
 from tune.sampling_sweep import Measured, result_of, widened
 from tune.search import Ended
 
@@ -132,3 +132,27 @@ def test_every_planned_trial_has_a_record_and_a_run_of_its_own(tmp_path):
 def test_result_is_read_back_as_it_was_written():
     result = found(bowl(1.0, 3.0))
     assert from_json(json.dumps(canonical(result, identity=False)), SweepResult, "here") == result
+
+
+def test_trials_of_every_axis_have_labels_and_settings_of_their_own():
+    axes = SamplingSweep(
+        temperature=(0.9, 1.1), temperature_on=("noise", "prediction"), cfg_scale=(1.5, 3.0), cfg_schedule=("linear", "constant"),
+        ar_steps=(4, 8), diffusion_steps=(5, 7), order=("random", "raster"), max_timestep=(900, 950), top_k=(0, 32),
+        top_p=(1.0, 0.9),
+    )  # fmt: skip
+    every = axes.settings(Sampling())
+    assert len({label(sampling) for sampling in every}) == len(every)
+    assert len({json.dumps(settings(sampling)) for sampling in every}) == len(every)
+
+
+def test_trial_that_was_cut_by_noise_before_the_finalists_is_a_tie():
+    trials = [trial(Sampling(temperature=t), fd, error=0.5) for t, fd in ((1.0, 2.0), (0.9, 2.1), (1.1, 9.0))]
+    finalist = trial(Sampling(temperature=1.0), 1.9, images=640)
+    result = result_of(SWEEP, Measured(trials, [finalist], (), ()), CONDITIONS, 64)
+    assert result.tied == (trials[1].label,)
+
+
+def test_failed_trials_are_a_record_each():
+    ended = [Ended(Sampling(top_k=k), "failed", "out of memory") for k in (1, 2, 3)]
+    result = found(bowl(1.0, 3.0), ended=ended)
+    assert sum(name.startswith("failed") for name in result.report(location("x")).trials) == 3

@@ -61,7 +61,7 @@ def test_trainings_are_told_apart_by_what_each_of_them_reports(variances, reduct
 
     space = (f"train.model.head.variance={json.dumps(variances)}", "train.model.head.width=[32, 64]")
     sweep, reference = FieldSweep(space=space, reduction=reduction), plan(emoji_32()).steps["reference"].fingerprint
-    planned = planned_trainings(emoji_32(), sweep, reference, plan)
+    planned = planned_trainings(emoji_32(), sweep, reference, ElasticStage(), plan)
     assert rule_of(planned, sweep, is_held_out=True).metric == metric
     if len(variances) > 1:
         with pytest.raises(InputError, match="across kinds of heads"):

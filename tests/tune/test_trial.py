@@ -2,7 +2,8 @@
 
 import pytest
 
-from evaluate.config import DiffusionSteps, Sampling, Subject
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.subject import Subject
 from tests.small_model import TRUNKS, randomised, small
 from tokenize_jobs.config import TokenizerFile
 from train.card import ModelCard

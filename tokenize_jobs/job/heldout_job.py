@@ -1,6 +1,5 @@
 """A small latent store of images that are never trained on, for a training to measure its loss on."""
 
-from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
@@ -24,7 +23,7 @@ _SHARD = "heldout"
 def tokenize_heldout(
     config: Tokenize, weights: TokenizerFile, source: Listing, most: int, out: UPath, compute: Compute
 ) -> UPath | None:
-    """Return the store at `out` of up to `most` images, from all shards in turns; made now unless it is there.
+    """Return the store at `out` of up to `most` images, as many of each shard; made now unless it is there.
 
     None when the source holds no usable image.
     """
@@ -41,7 +40,7 @@ def tokenize_heldout(
 
 def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int, out: str, cores: int) -> None:
     torch.set_num_threads(cores)
-    samples = list(islice(_in_turns(source, config.image_size), most))
+    samples = list(islice(_first(source, config.image_size, most), most))
     if not samples:
         return
     root, kind = location(out), kind_of(weights, config.image_size)
@@ -53,13 +52,9 @@ def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int
     publish(root, [_SHARD], kind, {"tokenizer": tokenizer, "classes": list(source.classes)})
 
 
-def _in_turns(source: Listing, size: int) -> Iterator[CroppedSample]:
-    """Yield the usable samples of a source, one of each shard after the other."""
-    shards = deque(crop_shard(source, shard, size) for shard in source.shards)
-    while shards:
-        sample = next(shards[0], None)
-        if sample is None:
-            shards.popleft()
-        elif sample.pixels is not None:
-            yield sample
-            shards.rotate(-1)
+def _first(source: Listing, size: int, most: int) -> Iterator[CroppedSample]:
+    """Yield the first usable samples of each shard, as many of each, with one shard open at a time."""
+    shards = source.shards[:most]
+    for shard in shards:
+        usable = (sample for sample in crop_shard(source, shard, size) if sample.pixels is not None)
+        yield from islice(usable, -(-most // len(shards)))

@@ -60,8 +60,12 @@ def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPa
     staging, rates = out / "staging" / uuid.uuid4().hex[:8], {}
     try:
         if pending:
-            with connected(compute) as cluster:
-                rates = _run(config, weights, source, pending, kind, staging, out, cluster.encode)
+            try:
+                with connected(compute) as cluster:
+                    rates = _run(config, weights, source, pending, kind, staging, out, cluster.encode)
+            except OSError:  # another job that finished the store removes all that is staged
+                if {shard.name for shard in pending} - committed(out).keys():
+                    raise
         commits = {**done, **read_commits(out, [shard.name for shard in pending])}
         manifest = _publish(config, weights, source, kind, out, commits)
     finally:

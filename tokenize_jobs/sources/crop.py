@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SMALLEST_SIDE = 8
+_MOST_SIDES = 64  # longer side to shorter: scaled up to a square's side, a thread of an image takes gigabytes
 _MOST_PIXELS = 178_956_970  # where Pillow itself calls an image a decompression bomb
 
 
@@ -21,7 +22,7 @@ class BadImage(Exception):
 def decode(content: bytes) -> Image.Image:
     """Return the image as RGB, upright by its EXIF orientation; the first frame of an animation; alpha is dropped.
 
-    Raises BadImage for truncated or foreign bytes, bombs, and images under 8 pixels a side.
+    Raises BadImage for truncated or foreign bytes, bombs, and images too small or too narrow to be cropped.
     """
     try:
         with warnings.catch_warnings():
@@ -42,6 +43,8 @@ def decode(content: bytes) -> Image.Image:
         raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}"[:200]) from None
     if min(rgb.size) < _SMALLEST_SIDE:
         raise BadImage(f"too small: {rgb.width}x{rgb.height} pixels")
+    if max(rgb.size) > _MOST_SIDES * min(rgb.size):
+        raise BadImage(f"too narrow: {rgb.width}x{rgb.height} pixels")
     return rgb
 
 

@@ -10,8 +10,12 @@ from pathlib import PurePosixPath
 from infra.errors import InputError
 from infra.storage import location
 
-_HEADERS = {"key", "id", "image", "image_id", "file", "filename", "name", "path"}
-
+_KEYS = {
+    "key", "id", "image", "image_id", "image_name", "img", "file", "file_name", "filename", "file_path", "filepath",
+    "name", "path",
+}  # fmt: skip
+_LABELS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
+"""Words of a table's first line, above keys and above labels."""
 
 NONE = "none"
 """Name of the label of pictures that have none, or whose labels are not asked for: one class."""
@@ -60,17 +64,18 @@ def _read(table: str) -> dict[str, str]:
     """Return the label of each key. Raises InputError naming a line that is no (key, label) or contradicts another."""
     path = location(table)
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     rows: dict[str, str] = {}
     delimiter = "\t" if lines and "\t" in lines[0] else ","
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
-        if not row or (number == 1 and row[0].lower() in _HEADERS):
+        words = [word.strip() for word in row]
+        if not row or (number == 1 and (words[0].lower() in _KEYS or (words[1:2] and words[1].lower() in _LABELS))):
             continue
-        if len(row) < 2:
+        if len(row) < 2 or not words[1]:
             raise InputError(f"labels {path}, line {number}: a key and a label are needed, not {row[0]!r}")
-        key, label = row[0].strip(), row[1].strip()
+        key, label = words[:2]
         if rows.setdefault(key, label) != label:
             raise InputError(f"labels {path}, line {number}: {key!r} has two labels, {rows[key]!r} and {label!r}")
     if not rows:

@@ -19,7 +19,7 @@ from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
 from tokenize_jobs.sources.layouts import SINGLE_IMAGES, layout_of
 from tokenize_jobs.sources.patterns import absolute, find_files
-from tokenize_jobs.sources.shard import UNKNOWN, Layout, Shard
+from tokenize_jobs.sources.shard import UNKNOWN, Layout, Shard, check_names
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
 
 _MOST_CLASSES = 100_000
@@ -126,8 +126,11 @@ def scan_heldout(path: str, train: Listing) -> Listing:
     files = _find(path, train.labels)
     splits = _splits(files)
     found = _listing(_chosen(files, splits, _first_heldout(splits)), len(train.classes), above=files.root, like=train)
-    if (found.root, found.shards) == (train.root, train.shards):
-        raise InputError(f"image source {found.root}: the held-out images are those to train on; give others")
+    trained, held = ({f"{of.root}/{name}" for shard in of.shards for name in shard.files} for of in (train, found))
+    if both := trained & held:
+        raise InputError(
+            f"image source {found.root}: the held-out images are those to train on, {min(both)} among them; give others"
+        )
     return found
 
 
@@ -168,7 +171,7 @@ def scan_images(images: ImageFiles) -> Images:
     train = _listing(_chosen(files, splits, name), images.num_classes, above=files.root)
     given = ImageFiles(path=absolute(images.path), split=images.split, label=images.label, labels=table)
     train = replace(train, given=replace(given, num_classes=images.num_classes))
-    told = f"{train.format}, {len(train.classes)} classes: {name} {_shards(train)}".replace(":  ", ": ")
+    told = f"{train.format}, {_classes_in_short(train)}: {name} {_shards(train)}".replace(":  ", ": ")
     held = images.heldout_split or _first_heldout(splits, but=name)
     if images.heldout_path:
         heldout = scan_heldout(images.heldout_path, train)
@@ -183,6 +186,11 @@ def scan_images(images: ImageFiles) -> Images:
     ruled = replace(train, heldout=Heldout(images.heldout_share))
     told += f"; held out a share of {images.heldout_share:g}, for no others are given"
     return Images(replace(ruled, side="train"), replace(ruled, side="heldout"), train, told)
+
+
+def _classes_in_short(listing: Listing) -> str:
+    names = ", ".join(listing.classes[:3]) + ", ..." * (len(listing.classes) > 3)
+    return f"{len(listing.classes)} classes ({names})"
 
 
 def _shards(listing: Listing) -> str:
@@ -232,6 +240,7 @@ def _listing(files: _Files, num_classes: int, above: UPath, like: Listing | None
 
 def _labelled(files: _Files, classes: tuple[str, ...], labels: Mapping[str, int]) -> Listing:
     shards = files.layout.shards(files.root, list(files.infos), labels)
+    check_names(files.root, shards)
     return Listing(
         format=files.layout.name, root=str(files.root), classes=classes, digest=_digest(files, classes),
         shards=tuple(replace(s, sizes=tuple(files.size(name) for name in s.files)) for s in shards),

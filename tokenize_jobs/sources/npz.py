@@ -16,6 +16,7 @@ from PIL import Image
 from upath import UPath
 
 from infra.errors import InputError
+from infra.storage import is_local, is_of_storage
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants
 
 IMAGES, _LABELS = "arr_0", "arr_1"
@@ -44,7 +45,8 @@ def _archive(path: UPath) -> Iterator[zipfile.ZipFile]:
     except _Damaged:
         raise
     except Exception as error:  # zipfile and zlib raise anything on damaged bytes, and seek to places that are none
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):
+        is_seek = is_local(path) and getattr(error, "errno", None) == errno.EINVAL  # to a place that is none
+        if is_of_storage(error) and not is_seek:
             raise
         raise _Damaged(f"{type(error).__name__}: {error}"[:200]) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 from upath import UPath
 
 from infra.errors import InputError
+from infra.storage import is_of_storage
 from tokenize_jobs.sources.labels import NONE
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
 
@@ -104,8 +105,8 @@ def _sample(key: str, image: Any, label: Any) -> Sample:  # noqa: ANN401
 
 
 def _raise_if_of_storage(error: Exception) -> None:
-    """Raise what a file system said, which has a number: what it could not read is not bad, and must not be lost."""
-    if getattr(error, "errno", None) is not None:
+    """Raise what a storage said: what it could not read is not bad, and must not be lost."""
+    if is_of_storage(error):
         raise error
 
 

@@ -65,7 +65,7 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     if not _WILD & set(name):
         raise InputError(f"image source {path}: no such file or folder")
     matched = path.fs.glob(name, detail=True)
-    found = {match: info for match, info in matched.items() if info["type"] == "file"}
+    found = {match: info for match, info in matched.items() if info["type"] == "file" or path.fs.isfile(match)}
     for folder in matched.keys() - found.keys():
         found |= _find(path.fs, folder)
     if not found:

@@ -11,6 +11,7 @@ import numpy as np
 
 from infra.storage import location
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
+from tokenize_jobs.sources.labels import NONE
 from tokenize_jobs.sources.layouts import LAYOUTS
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Sample, Shard
@@ -34,10 +35,12 @@ def read_shard(listing: Listing, shard: Shard) -> Iterator[Sample]:
     if not shard.labels or shard.span != (0, 0):  # one file that holds all; single images are compared as they are read
         path = root / shard.files[0]
         shard.require_size(0, path, path.stat().st_size)
-    for sample in read(root, shard, lambda key: listing.holds(shard, key), labels.name):
+    name = NONE if labels.table else labels.name  # beside a table, those in the files are not asked for
+    for sample in read(root, shard, lambda key: listing.holds(shard, key), name):
         label = -1 if sample.fault else labels.of(sample.key, sample.label, numbers)
         fault = sample.fault or ("duplicate id" if sample.key in seen else _label_fault(label, len(numbers)))
-        seen.add(sample.key)
+        if not fault:
+            seen.add(sample.key)
         yield Sample(sample.key, fault=fault) if fault else replace(sample, label=label)
 
 

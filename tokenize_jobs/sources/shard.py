@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from upath import UPath
 
+from infra.errors import InputError
+
 UNKNOWN = -1
 """Bytes of a file whose filesystem does not tell."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -68,3 +70,14 @@ class Layout:
 def shard_a_file(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
     """Return a shard for each file, named after it."""
     return tuple(Shard(name.rsplit(".", 1)[0].replace("/", "--"), (name,)) for name in files)
+
+
+def check_names(root: UPath, shards: Sequence[Shard]) -> None:
+    """Raise InputError for two shards of one name: the latents of one would take the place of the other's."""
+    first: dict[str, Shard] = {}
+    for shard in shards:
+        if (other := first.setdefault(shard.name, shard)) is not shard:
+            raise InputError(
+                f"image source {root}: {other.files[0]} and {shard.files[0]} both hold a shard {shard.name!r}; name "
+                "the files you mean, by a pattern"
+            )

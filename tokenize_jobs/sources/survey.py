@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from infra.seeding import stream
-from infra.storage import location
+from infra.storage import is_of_storage, location
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import read_shard
@@ -92,7 +92,7 @@ def _rows(listing: Listing, shard: Shard) -> int:
         try:
             return pq.ParquetFile(file).metadata.num_rows
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) is not None:  # the storage failed, not the table
+            if is_of_storage(error):  # the storage failed, not the table
                 raise
             return 0
 

@@ -71,7 +71,7 @@ def _groups(
             damage.append(member.reason)
             continue
         name, suffix = _split(member.name)
-        if name != key:
+        if name != key or suffix in members:  # once more: another sample, which `read_shard` calls a duplicate
             yield key, members, damage
             key, members, damage = name, {}, []
         if is_read(member.name):
