@@ -11,7 +11,7 @@ from evaluate.drawn import Drawn, is_shown, write_shard
 from evaluate.finish import Measured, finish
 from evaluate.grid import sample_grid
 from evaluate.likelihood import likelihood
-from evaluate.measure import Drawing, draw, feature_set
+from evaluate.measure import DRAWING, Drawing, draw, feature_set
 from evaluate.reference import RealFeatures, read_reference
 from evaluate.results import GRID, EvaluationResult, Likelihood, ReferenceResult
 from evaluate.sampling.sampler import check
@@ -27,13 +27,6 @@ from tokenize_jobs.sources.listing import Images
 from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
 from train.config import Train
-
-DRAWING = (
-    "evaluate/sampling", "evaluate/config.py", "evaluate/features.py", "evaluate/extractors.py", "evaluate/arrays.py",
-    "evaluate/drawn.py", "evaluate/measure.py", "train/models", "train/card.py", "train/checkpoint.py",
-    "tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/quantization", "infra/seeding.py",
-)  # fmt: skip
-"""Code that decides what is kept of generated images."""
 
 
 def evaluate(

@@ -22,6 +22,12 @@ from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
 
 _ROWS = 1024  # summed at once, so that sums are rounded in one order whatever the ranges
+DRAWING = (
+    "evaluate/sampling", "evaluate/config.py", "evaluate/features.py", "evaluate/extractors.py", "evaluate/arrays.py",
+    "evaluate/drawn.py", "evaluate/measure.py", "train/models", "train/card.py", "train/checkpoint.py",
+    "tokenize_jobs/tokenizers", "tokenize_jobs/tokens", "tokenize_jobs/quantization", "infra/seeding.py",
+)  # fmt: skip
+"""Code that decides what is kept of generated images."""
 
 
 @dataclass(frozen=True, kw_only=True)

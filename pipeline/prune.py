@@ -6,6 +6,7 @@ so nothing in it is ever listed.
 """
 
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def remove(items: Iterable[Unneeded]) -> list[Unneeded]:
         try:
             with holding(location(item.path)):
                 (item.path / RECORD).unlink(missing_ok=True)  # first: no record, no artifact
-                gone = item.path.rename(item.path.with_name(f"{item.path.name}.removed"))
+                gone = item.path.rename(item.path.with_name(f"{item.path.name}.{uuid.uuid4().hex[:8]}.removed"))
         except InputError:
             continue
         shutil.rmtree(gone)  # out of the hold, which is renewed in the folder

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from infra.errors import InputError, nearest
+from infra.storage import location
 from pipeline.recipe import Recipe
+from train.card import read_card
 from train.models.trunks import MaskedTrunk
 from tune.config import FieldSweep, HeadSweep, SamplingSweep, TrainingSweep
 
@@ -25,7 +27,8 @@ def sampling(recipe: Recipe) -> SamplingSweep:
         return recipe.tune
     space, own = SamplingSweep(), recipe.evaluate.generate.sampling
     axes = {name: tuple(sorted({*getattr(space, name), getattr(own, name)})) for name in _MAIN_AXES}
-    is_free = isinstance(recipe.train.model.trunk, MaskedTrunk)
+    trunk = read_card(location(recipe.checkpoint)).model.trunk if recipe.checkpoint else recipe.train.model.trunk
+    is_free = isinstance(trunk, MaskedTrunk)
     return replace(space, **(axes if is_free else axes | {"ar_steps": ()}))
 
 

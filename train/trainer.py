@@ -234,7 +234,10 @@ def _say_passed_over(fault: str) -> None:
 
 
 def _drop_damaged_list(root: Path) -> None:
-    """Remove Ray's list of checkpoints where it is cut short or names one that is gone: Ray would not start."""
+    """Remove Ray's list of checkpoints where it is cut short or names one that is gone: Ray would not start.
+
+    It forgets the checkpoints in it, which then stay until the folder is removed.
+    """
     listed = root / "checkpoint_manager_snapshot.json"
     try:
         is_whole = all((root / of["checkpoint_dir_name"]).is_dir() for of in read_json(listed)["checkpoint_results"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskCancelledError
 from upath import UPath
 
 from infra.cluster import Workers
@@ -62,13 +62,17 @@ def _validate(
     """Have a checkpoint measured by a process of its own; what fails there is told in the log, and costs nothing."""
     folder, began = Path(checkpoint.path), time.monotonic()
     options = {"num_cpus": 1, "num_gpus": validation.gpus, "max_retries": _ATTEMPTS - 1}
+    is_left = False
     try:
         measured = ray.remote(**options)(_measured).remote(validation.measure, card, folder)
         while not ray.wait([measured], timeout=_LOOK_SECONDS)[0]:
             if any((root / name).exists() for name in (STOP, DRAINED)):
+                is_left = True
                 ray.cancel(measured, force=True)
         found = dict(ray.get(measured))
     except (RayError, OSError) as error:
+        if is_left:  # Ray keeps what is cancelled, and has it measured when the training goes on
+            raise TaskCancelledError from None
         append(log, {"step": step, "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"})
         return {}
     append(log, {"step": step, **found, "evaluation_seconds": time.monotonic() - began, "time": time.time()})

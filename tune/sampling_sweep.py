@@ -11,8 +11,8 @@ from upath import UPath
 
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling
-from evaluate.evaluate import DRAWING
 from evaluate.finish import conditions_against
+from evaluate.measure import DRAWING
 from evaluate.reference import read_reference
 from evaluate.subject import Subject
 from infra.cluster import Compute, Workers, connected

@@ -84,7 +84,7 @@ def test_bar_of_images_sorted_by_class_is_that_of_images_whose_classes_take_turn
             )
             found.append(errors(of, real, numbers(of, real)))
         for name in ("fd", "kid"):
-            assert found[0][name] == pytest.approx(found[1][name], rel=0.5), (name, named)
+            assert 1 / 3 < found[1][name] / found[0][name] < 3, (name, named)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -197,11 +197,13 @@ def test_store_of_something_else_is_refused(images, tmp_path, kind, classes, tok
 def test_sweep_of_trainings_lists_the_pictures_once_and_knows_the_workers(images, tmp_path, monkeypatch):
     listed = []
     monkeypatch.setattr("pipeline.plan.scan_images", lambda of: listed.append(of) or scan_images(of))
-    recipe = replace(imagenet_256_mar_b(), tune=HeadSweep(width=(32, 64, 96), reduction=0))
+    recipe = replace(
+        imagenet_256_mar_b(), tune=HeadSweep(width=(32, 64, 96), reduction=0), reference=emoji_32().reference
+    )
     plan(recipe, images, tmp_path)
     assert len(listed) == 1
     small = replace(
         recipe, images=images, tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=16)
     )
-    with pytest.raises(InputError, match=r"--compute\.train\.workers 5"):
-        Planner(small, Compute(out=str(tmp_path), train=ElasticStage(workers=5))).plan()
+    with pytest.raises(InputError, match=r"--compute\.train\.workers 33"):
+        Planner(small, Compute(out=str(tmp_path), train=ElasticStage(workers=33))).plan()

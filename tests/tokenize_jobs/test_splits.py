@@ -53,7 +53,7 @@ def test_class_folders_below_train_and_val_are_two_splits_of_the_same_classes(he
     assert set(labels_by_key(images.train).values()) == {0, 1, 2}
     assert labels_by_key(images.heldout) == {"cat/0.png": 0, "cat/1.png": 0, "emu/0.png": 2, "emu/1.png": 2}
     assert images.all == images.train
-    assert "3 classes: train 1 shard; held out " in images.told
+    assert "3 classes (cat, dog, emu): train 1 shard; held out " in images.told
 
 
 def test_splits_below_one_folder_are_found_and_the_latents_are_those_of_the_split_named_itself(tmp_path):

@@ -123,7 +123,8 @@ def test_progress_of_an_earlier_version_is_named(tmp_path):
 )
 def test_list_of_rays_that_is_cut_short_or_names_what_is_gone_is_no_end_of_the_training(listed, kept, root):
     path = root / "checkpoint_manager_snapshot.json"
-    text = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in listed or ["step_00000004"]]})
+    names = ["step_00000004"] if listed is None else listed
+    text = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
     path.write_text(text if listed is not None else text[: len(text) // 2])
     _drop_damaged_list(root)
     assert path.exists() == kept

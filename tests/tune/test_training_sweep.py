@@ -7,6 +7,7 @@ import pytest
 
 from infra.cluster import Compute
 from infra.errors import InputError
+from infra.stages import ElasticStage
 from pipeline.plan import Planner
 from pipeline.recipe import with_fields
 from pipeline.recipes import emoji_32

@@ -40,7 +40,7 @@ def tokenize_heldout(
 
 def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int, out: str, cores: int) -> None:
     torch.set_num_threads(cores)
-    samples = list(islice(_first(source, config.image_size, most), most))
+    samples = list(_first(source, config.image_size, most))
     if not samples:
         return
     root, kind = location(out), kind_of(weights, config.image_size)
@@ -53,8 +53,12 @@ def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int
 
 
 def _first(source: Listing, size: int, most: int) -> Iterator[CroppedSample]:
-    """Yield the first usable samples of each shard, as many of each, with one shard open at a time."""
-    shards = source.shards[:most]
-    for shard in shards:
+    """Yield the first usable samples of each shard, one open at a time; what one lacks, the later ones make up for."""
+    left = most
+    for place, shard in enumerate(source.shards):
         usable = (sample for sample in crop_shard(source, shard, size) if sample.pixels is not None)
-        yield from islice(usable, -(-most // len(shards)))
+        for sample in islice(usable, -(-left // (len(source.shards) - place))):
+            left -= 1
+            yield sample
+        if not left:
+            return
