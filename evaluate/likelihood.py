@@ -69,7 +69,9 @@ def told(card: ModelCard, nats: np.ndarray, of: str) -> Likelihood:
 
 
 def _steps_told(model: Model, sampling: Sampling) -> str:
-    return "token by token" if model.trunk.teacher_forced else f"drawn in {sampling.ar_steps} steps"
+    if model.trunk.teacher_forced:
+        return "token by token"
+    return f"drawn in {sampling.ar_steps} steps" + (", in random order" if sampling.order == "confidence" else "")
 
 
 def _nats(model: str, store: str, sampling: Sampling, cores: int, *, ema: bool) -> np.ndarray:
@@ -93,7 +95,7 @@ def _nats(model: str, store: str, sampling: Sampling, cores: int, *, ema: bool) 
 def nats_a_token(
     model: Autoregressor, tokens: Tensor, labels: Tensor, random_order: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Return -log p / L (B,) of tokens (B, L, C) of these labels (B,), as the sampler draws them.
+    """Return -log p / L (B,) of tokens (B, L, C) of these labels (B,), as the sampler draws them, but those of order confidence in random order.
 
     A teacher-forced trunk tells all conditions in one pass. Of others each step's tokens are independent given those
     of the steps before, as they are when drawn; `random_order` (B, L) is one draw of the order, which bounds the

@@ -87,6 +87,10 @@ class Fit:
         """Raise InputError unless the stride is even and divides the image size."""
         if self.stride < 2 or self.stride % 2:
             raise InputError(f"--tokenizer.stride {self.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
+        if self.width < 8 or self.width % 8:
+            raise InputError(
+                f"--tokenizer.width {self.width}: a multiple of 8, for norms are over 8 groups of channels"
+            )
         if image_size % self.stride:
             below = image_size // self.stride * self.stride
             raise InputError(

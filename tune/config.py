@@ -10,9 +10,8 @@ from evaluate.config import DiffusionSteps, Order, Sampling
 from infra.errors import InputError
 from infra.fingerprint import added, canonical, fingerprint
 from train.models.config import Model
-from train.models.heads import Solver, TemperatureOn
+from train.models.heads import TRAIN_TIMESTEPS, Solver, TemperatureOn
 
-_TIMESTEPS = 1000
 T = TypeVar("T")
 
 
@@ -125,8 +124,8 @@ class SamplingSweep:
                 "--tune.temperature has no effect: of the solvers only 'ancestral' adds noise; with "
                 "--tune.temperature-on prediction it acts on all"
             )
-        if wrong := [start for start in self.max_timestep if not 0 <= start < _TIMESTEPS]:
-            raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {_TIMESTEPS - 1}")
+        if wrong := [start for start in self.max_timestep if not 0 <= start < TRAIN_TIMESTEPS]:
+            raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {TRAIN_TIMESTEPS - 1}")
         if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
             raise InputError(f"--tune: a temperature or a guidance scale of {wrong[0]} is below 0")
         for sampling in self.settings(base):

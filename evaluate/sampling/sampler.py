@@ -25,6 +25,8 @@ def check(config: Model, settings: Sampling, labels: Tensor | None, known: Known
     if known is not None:
         known.check(config)
     settings.check(config, () if known is None else known.keep.tolist())
+    if labels is None and config.label_drop == 0:
+        raise InputError("the model was trained with label_drop 0, so it has learned nothing of images without a class")
     if labels is not None and len(labels) and not (0 <= int(labels.min()) <= int(labels.max()) < config.num_classes):
         raise InputError(
             f"labels must be from 0 to {config.num_classes - 1}, not {int(labels.min())}..{int(labels.max())}"

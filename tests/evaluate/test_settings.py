@@ -1,15 +1,21 @@
 """A setting that chooses among names has one entry a name in the table that reads it."""
 
 import typing
+from dataclasses import replace
 
 import pytest
 
 from evaluate.config import CFG_SCHEDULES, STEP_SHAPES, DiffusionSteps, Order, Sampling
+from evaluate.likelihood import _steps_told
 from evaluate.sampling.orders import RANKS
+from evaluate.sampling.sampler import check
+from infra.errors import InputError
+from tests.small_model import small
 from train.config import Train
 from train.models.diffloss import SOLVERS
 from train.models.flow import SOLVERS as FLOW_SOLVERS
-from train.models.heads import FlowHead, Solver
+from train.models.heads import CategoricalHead, FlowHead, Solver
+from train.models.tokens import CodeTokens
 from train.models.trunks import ORDERS, CausalTrunk
 from train.optimizer import DECAYS
 
@@ -32,3 +38,24 @@ def choices(config, field):
 )
 def test_choices_of_a_setting_are_the_keys_of_its_table(chosen, table):
     assert chosen == set(table)
+
+
+def test_drawing_without_a_class_is_refused_where_none_was_ever_dropped():
+    with pytest.raises(InputError, match="label_drop 0"):
+        check(small(label_drop=0.0), Sampling(ar_steps=2), None)
+
+
+def test_likelihood_of_order_by_confidence_is_told_to_be_of_random_order():
+    of_codes = replace(small(), tokens=CodeTokens(codebook_size=7), head=CategoricalHead())
+    assert _steps_told(of_codes, Sampling(ar_steps=4, order="confidence")) == "drawn in 4 steps, in random order"
+    assert _steps_told(of_codes, Sampling(ar_steps=4)) == "drawn in 4 steps"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"max_timestep": 1000}, "from 0 to 999"), ({"max_timestep": -1}, "from 0 to 999"),
+     ({"diffusion_steps": DiffusionSteps(first=1001, last=1001)}, "at most 1000")], ids=str,
+)  # fmt: skip
+def test_starts_and_steps_beyond_the_process_are_refused(setting, told):
+    with pytest.raises(InputError, match=told):
+        Sampling(ar_steps=2, **setting).check(small())

@@ -134,3 +134,8 @@ def test_perceptual_term_pulls_decoded_pictures_towards_the_features_of_the_imag
         replace(VQ, perceptual=1.0, vgg16=str(tmp_path / "vgg.pth")).check(16)
     with pytest.raises(InputError, match="VGG-16 needs images of 16 px or more"):
         replace(VQ, perceptual=1.0).check(8)
+
+
+def test_width_that_groups_of_channels_do_not_divide_is_refused_before_the_fit():
+    with pytest.raises(InputError, match="--tokenizer.width 20"):
+        FitTokenizer(width=20).check(32)

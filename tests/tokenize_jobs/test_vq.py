@@ -130,3 +130,23 @@ def test_nearest_is_the_first_of_equals_and_does_not_depend_on_the_batch():
     latents = torch.randn(5, 2, 3, 3)
     one_by_one = torch.cat([nearest(one[None], codebook) for one in latents])
     assert torch.equal(nearest(latents, codebook), one_by_one)
+
+
+def test_nearest_is_found_in_float32_whatever_the_caller_encodes_in():
+    generator = torch.Generator().manual_seed(0)
+    codebook, latents = torch.randn(512, 8, generator=generator), torch.randn(4, 8, 16, 16, generator=generator)
+    exact = nearest(latents, codebook)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest(latents, codebook), exact)
+
+
+def test_vqmodel_with_spatial_norms_decodes_as_diffusers_does():
+    torch.manual_seed(0)
+    vq = VQModel(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=9, norm_type="spatial",
+    )  # fmt: skip
+    codes, tokenizer = torch.arange(8).view(1, 1, 2, 4), VQTokenizer(vq)
+    with torch.inference_mode():
+        expected = vq.decode(look_up(codes[:, 0], tokenizer.codebook), force_not_quantize=True).sample.clamp(-1, 1)
+    torch.testing.assert_close(tokenizer.decode(codes), expected)

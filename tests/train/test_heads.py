@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.small_model import randomised, small
+from train.models.flow import SOLVERS, FlowStep, flow_rows
 from train.models.heads import DiffusionHead, FlowHead, HeadSampling, MixtureHead
 
 
@@ -99,3 +100,13 @@ def test_head_output_of_a_row_does_not_depend_on_how_many_there_are():
     x, time, condition = torch.randn(600, 3), torch.randn(1, head.width), torch.randn(600, head.width)
     many, few = head(x, time, condition), head(x[:50], time, condition[:50])
     torch.testing.assert_close(many[:50], few)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_flow_to_one_certain_token_ends_at_it(steps, solver):
+    x, token = torch.randn(500, 2), torch.tensor([1.0, -2.0])
+    for row in flow_rows(steps, torch.device("cpu")):
+        step = FlowStep(*row.unbind())
+        x = SOLVERS[solver](step, x, (token - x) / (1 - step.t), torch.randn_like(x))
+    torch.testing.assert_close(x, token.expand_as(x), atol=1e-4, rtol=0)

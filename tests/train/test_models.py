@@ -1,6 +1,7 @@
 """Properties of the models that hold for any weights."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.small_model import ORDER_OF, randomised, small, step_loss
 from train.batches import StepInput, training_draws
 from train.models.build import build_model
 from train.models.config import mar_base, mar_huge, mar_large
+from train.models.heads import DiffusionHead, MixtureHead
 from train.models.patchify import patchify, unpatchify
 from train.models.transformer import put_rows, take_rows
 from train.models.trunks import num_masked
@@ -113,3 +115,28 @@ def test_training_step_compiles_into_one_graph(generation, kind):
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(inputs), loss(inputs))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"patch_size": 0}, "patch-size 0"),
+        ({"head": DiffusionHead(batch_mul=0)}, "head.batch-mul 0"),
+        ({"head": MixtureHead(components=0)}, "head.components 0"),
+        ({"trunk": {"encoder_heads": 0}}, "encoder-heads 0"),
+        ({"trunk": {"decoder_depth": 0}}, "decoder-depth 0"),
+        ({"trunk": {"buffer_size": 0}}, "buffer-size 0"),
+    ],
+    ids=str,
+)
+def test_sizes_without_sense_are_refused(change, told):
+    config = small()
+    change = {name: replace(config.trunk, **of) if name == "trunk" else of for name, of in change.items()}
+    with pytest.raises(ValueError, match=told):
+        replace(config, **change).check()
+
+
+def test_causal_trunk_without_a_row_for_the_class_would_read_what_it_predicts_and_is_refused():
+    config = small("random-causal")
+    with pytest.raises(ValueError, match="buffer-size 0"):
+        replace(config, trunk=replace(config.trunk, buffer_size=0)).check()

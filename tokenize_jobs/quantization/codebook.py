@@ -1,5 +1,8 @@
 """A codebook: its vectors, the nearest of them to a latent, and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,13 +15,26 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
     In float32, by squared distance; the first of equals.
     """
-    rows = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    norms = codebook.square().sum(1)
-    found = [
-        (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
-        for part in rows.split(max(1, _DISTANCES_AT_ONCE // len(codebook)))
-    ]
+    rows, codebook = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1]), codebook.float()
+    with _in_float32(latents.device):
+        norms = codebook.square().sum(1)
+        found = [
+            (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
+            for part in rows.split(max(1, _DISTANCES_AT_ONCE // len(codebook)))
+        ]
     return torch.cat(found).view(len(latents), *latents.shape[2:])
+
+
+@contextmanager
+def _in_float32(device: torch.device) -> Iterator[None]:
+    """Multiply in full precision, whatever the caller encodes in: a coarse code that is wrong changes all finer ones."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def look_up(codes: Tensor, codebook: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class VQTokenizer:
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the codes (B, h, w) of images in [-1, 1]; always from float32 latents."""
+        """Return the codes (B, h, w) of images in [-1, 1]; distances are always in float32."""
         return nearest(self.latents(images), self.codebook)
 
     @torch.inference_mode()
@@ -47,7 +47,8 @@ class VQTokenizer:
 
     def _decode(self, found: Tensor) -> Tensor:
         quantised = look_up(found, self.codebook)
-        return self.vq.decoder(self.vq.post_quant_conv(quantised)).clamp(-1, 1)
+        of_norms = quantised if self.vq.config.norm_type == "spatial" else None
+        return self.vq.decoder(self.vq.post_quant_conv(quantised), of_norms).clamp(-1, 1)
 
     def to(self, device: str) -> "VQTokenizer":
         """Move the weights."""

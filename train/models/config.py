@@ -63,6 +63,8 @@ class Model(Architecture):
 
     def check(self) -> None:
         """Raise ValueError, beginning with the flag of a field of the architecture, unless all fits together."""
+        if self.patch_size < 1:
+            raise ValueError(f"patch-size {self.patch_size} is below 1")
         if self.latent_size % self.patch_size:
             raise ValueError(
                 f"patch-size {self.patch_size} does not divide the size of the latents, {self.latent_size}"
@@ -72,9 +74,9 @@ class Model(Architecture):
             self.trunk.check()
         except ValueError as error:
             raise ValueError(f"trunk.{error}") from None
-        for name in ("width", "depth"):
+        for name in ("width", "depth", "batch_mul", "components"):
             if getattr(self.head, name, 1) < 1:
-                raise ValueError(f"head.{name} {getattr(self.head, name)} is below 1")
+                raise ValueError(f"head.{name.replace('_', '-')} {getattr(self.head, name)} is below 1")
         if self.trunk.predicts != self.tokens.layout:
             raise ValueError(
                 f"trunk.kind {self.trunk.kind}: this trunk predicts {self.trunk.predicts}, but the tokenizer makes "

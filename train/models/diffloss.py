@@ -10,8 +10,7 @@ from train.models.denoising import DenoisingHead
 from train.models.diffusion import ReverseStep, TrainingTables, q_sample, row_losses, sampling_tables
 from train.models.head import Guidance, HeadLoss
 from train.models.head_mlp import HeadMLP, Modulations
-from train.models.heads import DiffusionHead, HeadSampling, Solver
-from train.models.noise_schedule import TRAIN_TIMESTEPS
+from train.models.heads import TRAIN_TIMESTEPS, DiffusionHead, HeadSampling, Solver
 
 FIXED_FRACTION = -1.0
 """Of a fixed variance: beta~."""

@@ -60,7 +60,7 @@ class FlowLoss(DenoisingHead):
     ) -> tuple[Tensor, Tensor]:
         """Take one step forward; the solvers look back at none.
 
-        ancestral: dx = (v + (1 - t) score) dt + sqrt(2 (1 - t)) temperature dW, the last step without noise.
+        ancestral: dx = (v + (1 - t) score) dt + sqrt(2 (1 - t)) temperature dW, the last step along v alone.
         """
         velocity = guidance.combine(self.net(guidance.repeat(x), time, guidance.rows, layers), self.channels)
         return SOLVERS[settings.solver](FlowStep(*row.unbind()), x, velocity, settings.temperature * fresh), older
@@ -90,7 +90,8 @@ def _euler(step: FlowStep, x: Tensor, velocity: Tensor, _: Tensor) -> Tensor:
 
 def _euler_maruyama(step: FlowStep, x: Tensor, velocity: Tensor, noise: Tensor) -> Tensor:
     predicted_noise = x - step.t * velocity  # score = -predicted_noise / (1 - t)
-    return x + step.dt * (velocity - predicted_noise) + step.spread * noise
+    towards = step.spread**2 / (2 * (1 - step.t))  # dt, and 0 in the last step: straight to the token
+    return x + step.dt * velocity - towards * predicted_noise + step.spread * noise
 
 
 SOLVERS: Mapping[Solver, Callable[[FlowStep, Tensor, Tensor, Tensor], Tensor]] = {

@@ -9,6 +9,8 @@ from train.models.tokens import Form
 if TYPE_CHECKING:
     from train.models.head import TokenHead
 
+TRAIN_TIMESTEPS = 1000
+"""Steps of the Diffusion Loss's process, of which sampling takes some."""
 Solver = Literal["ancestral", "ddim", "dpm-solver++"]
 TemperatureOn = Literal["noise", "prediction"]
 
@@ -71,8 +73,10 @@ class DiffusionHead:
 
     def check(self, settings: HeadSampling) -> None:
         """Raise ValueError for settings that this head cannot draw tokens with."""
-        if settings.steps < 1:
-            raise ValueError("diffusion_steps must be at least 1")
+        if not 1 <= settings.steps <= TRAIN_TIMESTEPS:
+            raise ValueError(f"diffusion_steps must be at least 1, and at most {TRAIN_TIMESTEPS}")
+        if settings.max_timestep is not None and not 0 <= settings.max_timestep < TRAIN_TIMESTEPS:
+            raise ValueError(f"max_timestep {settings.max_timestep} must be from 0 to {TRAIN_TIMESTEPS - 1}")
         if settings.temperature_on == "prediction" and settings.temperature <= 0:
             raise ValueError("temperature must be above 0 where it divides the predicted noise")
         _refuse_filters(settings, self.kind)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-TRAIN_TIMESTEPS = 1000
+from train.models.heads import TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True, eq=False)

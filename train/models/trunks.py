@@ -56,6 +56,9 @@ class MaskedTrunk:
 
     def check(self) -> None:
         """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        _check_buffer(self.buffer_size)
+        if self.decoder_depth < 1:
+            raise ValueError(f"decoder-depth {self.decoder_depth} is below 1")
         for name in ("encoder", "decoder"):
             _check_heads(name + "-", getattr(self, f"{name}_width"), getattr(self, f"{name}_heads"))
 
@@ -146,6 +149,7 @@ class CausalTrunk(OneByOne):
 
     def check(self) -> None:
         """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
+        _check_buffer(self.buffer_size)
         _check_heads("", self.width, self.heads)
 
 
@@ -284,6 +288,11 @@ def num_masked(uniform: float, num_tokens: int, mask_ratio_min: float) -> int:
     return min(max(math.ceil(num_tokens * ratio), 1), num_tokens)
 
 
+def _check_buffer(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"buffer-size {size}: the class takes at least one row")
+
+
 def _check_heads(name: str, width: int, heads: int) -> None:
-    if width % heads:
+    if heads < 1 or width % heads:
         raise ValueError(f"{name}heads {heads} does not divide {name}width {width}")
