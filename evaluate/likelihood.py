@@ -95,11 +95,11 @@ def _nats(model: str, store: str, sampling: Sampling, cores: int, *, ema: bool) 
 def nats_a_token(
     model: Autoregressor, tokens: Tensor, labels: Tensor, random_order: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Return -log p / L (B,) of tokens (B, L, C) of these labels (B,), as the sampler draws them, but those of order confidence in random order.
+    """Return -log p / L (B,) of tokens (B, L, C) of these labels (B,), as the sampler draws them.
 
     A teacher-forced trunk tells all conditions in one pass. Of others each step's tokens are independent given those
     of the steps before, as they are when drawn; `random_order` (B, L) is one draw of the order, which bounds the
-    likelihood of all orders together from below.
+    likelihood of all orders together from below. An order by confidence depends on what is drawn: it is random here.
     """
     config, vectors = model.config, model.class_vectors(labels, len(tokens))
     order = generation_order(sampling.order, random_order).to(tokens.device)

@@ -137,5 +137,5 @@ def test_perceptual_term_pulls_decoded_pictures_towards_the_features_of_the_imag
 
 
 def test_width_that_groups_of_channels_do_not_divide_is_refused_before_the_fit():
-    with pytest.raises(InputError, match="--tokenizer.width 20"):
+    with pytest.raises(InputError, match=r"--tokenizer\.width 20"):
         FitTokenizer(width=20).check(32)
