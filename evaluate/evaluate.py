@@ -63,7 +63,7 @@ def evaluate(
         likely = likelihood(subject, images, sampling, out, compute, ema=config.generate.use_ema)
     about = {
         "sampling": sampling, "seed": config.generate.seed, "ema": config.generate.use_ema,
-        "train_steps": card.train_steps,
+        "train_steps": card.train_steps, "classifier": config.classifier.told,
     }  # fmt: skip
     return finish(
         Measured(

@@ -14,8 +14,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from evaluate.config import Features
 from evaluate.extractors import CIFAR_RESNET, INCEPTION, LITE0, NETWORKS
+from evaluate.networks import Features
 from infra.errors import InputError
 
 _LITE0_INPUT = 224

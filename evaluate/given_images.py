@@ -14,13 +14,14 @@ import torch
 from ray.util import ActorPool
 from upath import UPath
 
-from evaluate.config import Evaluate, Features
+from evaluate.config import Evaluate
 from evaluate.decoding import Decoding, Group, groups_of
 from evaluate.drawn import GRID_ROWS, Drawn, merged, read_drawn, write_drawn
 from evaluate.features import Extractor
 from evaluate.finish import Clock, Measured, finish
 from evaluate.grid import sample_grid
 from evaluate.measure import feature_set
+from evaluate.networks import Features
 from evaluate.reference import read_reference
 from evaluate.results import GRID, EvaluationResult
 from infra.actors import actors
@@ -91,6 +92,7 @@ def evaluate_images(
     measured = Measured(
         real=real, floor=floor, samples=feature_set(drawn, len(classes)), classes=classes, shown=shown,
         precision=PRECISION, seconds=seconds,
+        about={"classifier": config.classifier.told if judges(config, listing) else ""},
     )  # fmt: skip
     return finish(measured, out)
 
@@ -136,7 +138,10 @@ def _measured(config: Evaluate, listing: Listing, features: Features, size: int,
     if any(part is None for part in parts):
         raise RuntimeError(f"{out}: features of some images were lost; run it again")
     whole = [part for part in parts if part is not None]
-    return merged([part for part in whole if len(part.features)] or whole[:1])
+    drawn = merged([part for part in whole if len(part.features)] or whole[:1])
+    if len(drawn.features) != images:
+        raise RuntimeError(f"{out}: features of {len(drawn.features)} images, not of {images}; run it again")
+    return drawn
 
 
 class _Measurer:
@@ -146,7 +151,7 @@ class _Measurer:
         torch.set_num_threads(work.decoding.cores)
         self.work, self.extractor = work, Extractor(work.features)
         judge = work.config.classifier.features if judges(work.config, work.decoding.listing) else None
-        same = judge is not None and judge.name == work.features.name
+        same = judge is not None and (judge.name, judge.digest) == (work.features.name, work.features.digest)
         self.judge = None if judge is None else self.extractor if same else Extractor(judge)
 
     def __call__(self, group: Group) -> dict[str, Any]:

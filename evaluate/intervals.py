@@ -4,6 +4,9 @@ It is the error of the distance expected of *this many* images: the distance its
 and no error bar says so. With fewer images than features the matrices are those of the images, not of the features.
 """
 
+from functools import reduce
+from operator import add
+
 import numpy as np
 
 GROUPS = 20
@@ -35,10 +38,9 @@ def _square_root(covariance: np.ndarray) -> np.ndarray:
 def _traces_of_many(features: np.ndarray, covariance: np.ndarray, groups: int) -> list[tuple[float, float]]:
     """Return, without each group, tr S1 and tr (S2^1/2 S1 S2^1/2)^1/2 from D x D matrices."""
     root = _square_root(covariance)
-    parts = [_sums(group) for group in np.array_split(features, groups)]
-    counts, totals, outers = (sum(of) for of in zip(*parts, strict=True))
-    found = []
-    for count, total, outer in parts:
+    parts, found = np.array_split(features, groups), []
+    counts, totals, outers = reduce(lambda one, other: tuple(map(add, one, other)), map(_sums, parts))
+    for count, total, outer in map(_sums, parts):  # again, for all of them at once are gigabytes
         left, rest = counts - count, totals - total
         own = (outers - outer - np.outer(rest, rest) / left) / (left - 1)
         found.append((float(np.trace(own)), _root_trace(root @ own @ root)))

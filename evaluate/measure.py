@@ -99,7 +99,7 @@ class _Measurer:
         )  # fmt: skip
         self.extractor = Extractor(drawing.features)
         judge = self.config.classifier.features
-        same = judge is not None and judge.name == drawing.features.name
+        same = judge is not None and (judge.name, judge.digest) == (drawing.features.name, drawing.features.digest)
         self.judge = None if judge is None else self.extractor if same else Extractor(judge)
 
     def __call__(self, span: range) -> range:

@@ -16,10 +16,10 @@ from ray.util import ActorPool
 from upath import UPath
 
 from evaluate.arrays import UNREADABLE, packed, read_arrays
-from evaluate.config import Features
 from evaluate.decoding import Decoding, Group
 from evaluate.features import Extractor
 from evaluate.metrics.sets import FeatureSums
+from evaluate.networks import Features
 from infra.actors import actors
 from infra.cluster import Workers
 from infra.seeding import stream

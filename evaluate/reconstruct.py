@@ -14,7 +14,7 @@ from ray.util import ActorPool
 from upath import UPath
 
 from evaluate.arrays import UNREADABLE, packed, read_arrays
-from evaluate.config import Features, Reconstruction
+from evaluate.config import Reconstruction
 from evaluate.decoding import Decoding, Group, groups_of
 from evaluate.features import Extractor
 from evaluate.finish import Clock, conditions_against
@@ -23,6 +23,7 @@ from evaluate.metrics.pairs import lpips as lpips_of
 from evaluate.metrics.pairs import psnr, ssim
 from evaluate.metrics.sets import FeatureSet
 from evaluate.metrics.table import errors, numbers
+from evaluate.networks import Features
 from evaluate.reference import read_reference
 from evaluate.results import GRID, ReconstructionResult
 from infra.actors import actors
@@ -146,7 +147,10 @@ def _measured(
     parts = [_read(work.path(group.index)) for group in groups]
     if any(part is None for part in parts):
         raise RuntimeError(f"{out}: some pairs were lost; run it again")
-    return _merged([part for part in parts if part is not None and len(part.features)])
+    pairs = _merged([part for part in parts if part is not None and len(part.features)])
+    if len(pairs.features) != images:
+        raise RuntimeError(f"{out}: {len(pairs.features)} pairs, not {images}; run it again")
+    return pairs
 
 
 class _Measurer:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from upath import UPath
 
 from evaluate.conditions import Conditions
-from evaluate.config import Features, Sampling
+from evaluate.config import Sampling
 from evaluate.metrics import frechet
+from evaluate.networks import Features
 from infra.result import Report, Result
 
 GRID, REPORT = "grid.png", "report.html"
@@ -76,6 +77,8 @@ class EvaluationResult(Result):
     """Averaged weights, or the raw ones."""
     train_steps: int | None = None
     """Of the model: 0 where it does not say."""
+    classifier: str = ""
+    """Name and digest of the network that told the classes; '' without one."""
     likelihood: str = ""
     """Of which images the numbers in bits and nats are; '' where the model's head has no density."""
     seconds: dict[str, float] = field(default_factory=dict)

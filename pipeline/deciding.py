@@ -76,6 +76,6 @@ DECIDES_NOTHING = (
     "train/sharding.py", "train/validation.py", "evaluate/meanwhile.py",
     "evaluate/results.py", "tune/results.py", "tune/training_results.py", "tune/figures.py",
     "tune/training_figures.py", "tune/page.py", "evaluate/grid.py",
-    "evaluate/report", "evaluate/subject.py", "tokenize_jobs/config.py",
+    "evaluate/report", "evaluate/networks.py", "evaluate/subject.py", "tokenize_jobs/config.py",
 )  # fmt: skip
 """Files that steps import and that decide no number: what a config says is part of the identity itself."""

@@ -23,7 +23,7 @@ From = Annotated[T, tyro.conf.arg(name="from")]
 """A field whose flag is `--from`, which Python keeps for itself."""
 
 
-_SHORT = re.compile(r"^--reference(?==|$)")
+_SHORT = {r"^--reference(?==|$)": "--reference.path", r"^--generate\.": "--evaluate.generate."}
 
 
 def parse(default: T, words: Sequence[str], prog: str) -> T:
@@ -31,7 +31,9 @@ def parse(default: T, words: Sequence[str], prog: str) -> T:
 
     Raises InputError for a kind that there is not; ends the process with code 2 for another bad flag, 0 after --help.
     """
-    chosen, rest = _kinds_chosen([_SHORT.sub("--reference.path", word) for word in words])
+    for short, long in _SHORT.items():
+        words = [re.sub(short, long, word) for word in words]
+    chosen, rest = _kinds_chosen(words)
     switched, used = _switched(default, "", chosen)
     unused = [word for flag, (_, typed) in chosen.items() if flag not in used for word in typed.split(" ", 1)]
     return tyro.cli(

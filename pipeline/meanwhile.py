@@ -9,6 +9,7 @@ from evaluate.config import Evaluate
 from evaluate.results import ReferenceResult
 from infra.artifact import Step
 from infra.console import stage
+from infra.fingerprint import canonical, fingerprint
 from tokenize_jobs.config import TokenizerFile
 from train.results import GRIDS
 
@@ -30,4 +31,5 @@ def measured_meanwhile(
     generate = replace(config.generate, images=asked.images)
     measure = Meanwhile(generate, weights, str(reference.path), str(out / GRIDS))
     stage("checkpoint", f"{measure.title} of checkpoints, every {asked.every} steps")
-    return Validation(measure, asked.every, asked.gpus)
+    under = fingerprint([canonical(generate), reference.fingerprint])
+    return Validation(measure, asked.every, asked.gpus, under)

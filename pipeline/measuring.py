@@ -61,7 +61,7 @@ class ImagesPlanner(Planner):
             return evaluate_images(self.recipe.evaluate, given, reference, heldout, out, self.compute)
 
         config = {name: canonical(getattr(self.recipe.evaluate, name)) for name in _OF_IMAGES}
-        inputs = {**self._inputs("reference"), "samples": given.digest[:16]}
+        inputs = {**self._inputs("reference"), "samples": given.digest[:16], **self.recipe.evaluate.classifier.identity}
         self._add("evaluation", config, inputs, make, EvaluationResult)
         return Plan(self.recipe, self.root, self.steps)
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Features, Generate, Reference, Sampling
+from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Generate, Reference, Sampling
+from evaluate.networks import Features
 from infra.errors import InputError
 from pipeline.recipe import Recipe
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize

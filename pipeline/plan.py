@@ -213,8 +213,7 @@ class Planner:
             used = None if config.statistics and not config.path else images.train
             return make_reference(config, used, size, out, self.compute)
 
-        digest = config.statistics_digest
-        inputs = {**source.inputs, **source.heldout, **({"statistics": digest} if digest else {})}
+        inputs = {**source.inputs, **source.heldout, **config.identity}
         label, identity = f"{config.features.name}-{size}", {"reference": canonical(config), "image_size": size}
         self._add("reference", identity, inputs, make, ReferenceResult, label=label)
 
@@ -264,7 +263,8 @@ class Planner:
             sampling = sweep.result.best if sweep else config.generate.sampling
             return evaluate(config, subject, reference, heldout, sampling, out, self.compute, images)
 
-        self._add("evaluation", config, self._inputs("reference", "checkpoint", *swept), make, EvaluationResult)
+        inputs = {**self._inputs("reference", "checkpoint", *swept), **config.classifier.identity}
+        self._add("evaluation", config, inputs, make, EvaluationResult)
 
     def _registration(self, tokenizer: TokenizerFile) -> None:
         uri = tracking_uri(self.compute, self.root)

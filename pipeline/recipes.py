@@ -3,16 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from evaluate.config import (
-    YOUNG_MAX_TIMESTEP,
-    Classifier,
-    DiffusionSteps,
-    Evaluate,
-    Features,
-    Generate,
-    Reference,
-    Sampling,
-)
+from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Generate, Reference, Sampling
+from evaluate.networks import Classifier, Features
 from pipeline.published import PUBLISHED, imagenet_256_mar_b
 from pipeline.recipe import Recipe
 from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize

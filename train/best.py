@@ -26,6 +26,8 @@ class Best:
     folder: Path
     by: str
     value: float
+    under: str = ""
+    """Under which conditions a distance was measured: such numbers say nothing of each other across them."""
 
     @property
     def step(self) -> int:
@@ -33,18 +35,23 @@ class Best:
         return step_of(self.folder)
 
 
-def keep_if_best(root: Path, folder: Path, by: str, value: float) -> bool:
-    """Keep the progress in `folder`, below `root`, if none has a smaller number; tells whether it is kept."""
+def keep_if_best(root: Path, folder: Path, by: str, value: float, under: str = "") -> bool:
+    """Keep the progress in `folder`, below `root`, if none has a smaller number `under` the same conditions.
+
+    Tells whether it is kept.
+    """
     before = best(root)
     if not math.isfinite(value):
         return False
-    if before is not None and (_BY.index(before.by), -before.value) >= (_BY.index(by), -value):
+    if before is not None and _BY.index(before.by) > _BY.index(by):
+        return False
+    if before is not None and (before.by, before.under) == (by, under) and before.value <= value:
         return False
     kept = root / FOLDER / folder.name
     kept.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         _same_file(file, kept / file.name)
-    write_json(root / _NOTE, {"folder": folder.name, "by": by, "value": value})
+    write_json(root / _NOTE, {"folder": folder.name, "by": by, "value": value, "under": under})
     for other in (root / FOLDER).iterdir():
         if other != kept:
             shutil.rmtree(other, ignore_errors=True)
@@ -55,7 +62,7 @@ def best(root: Path) -> Best | None:
     """Return the best that was kept, or None."""
     try:
         note = read_json(root / _NOTE)
-        found = Best(root / FOLDER / note["folder"], note["by"], note["value"])
+        found = Best(root / FOLDER / note["folder"], note["by"], note["value"], note.get("under", ""))
     except (OSError, ValueError, KeyError):
         return None
     return found if any(found.folder.glob("*.json")) else None

@@ -36,6 +36,8 @@ class Validation:
     """Steps between checkpoints that are measured."""
     gpus: float = 0.0
     """Of a GPU that the training leaves free; 0 takes a core."""
+    under: str = ""
+    """Digest of the conditions that the numbers are measured under."""
 
     def beside(self, workers: Workers, *, chosen: bool) -> Workers:
         """Return the workers with a core left free, unless their cores were chosen. Raises InputError where none is."""
@@ -77,7 +79,7 @@ def _validate(
         return {}
     append(log, {"step": step, **found, "evaluation_seconds": time.monotonic() - began, "time": time.time()})
     if DISTANCE in found:
-        keep_if_best(root, folder, DISTANCE, found[DISTANCE])
+        keep_if_best(root, folder, DISTANCE, found[DISTANCE], validation.under)
     return found
 
 

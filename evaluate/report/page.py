@@ -84,6 +84,7 @@ def _conditions(result: EvaluationResult) -> list[tuple[str, object]]:
     if result.sampling is not None:
         weights = "averaged (EMA)" if result.ema else "raw"
         shown |= {"weights": weights, "seed": result.seed, **flatten(canonical(result.sampling))}
+    shown |= {"classifier": result.classifier} if result.classifier else {}
     return [(name.replace("_", " "), value) for name, value in shown.items()]
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from evaluate.config import Classifier, DiffusionSteps, Evaluate, Features, Generate, Sampling
+from evaluate.config import DiffusionSteps, Evaluate, Generate, Sampling
 from evaluate.drawn import find_ranges, range_path
 from evaluate.extractors import CIFAR_RESNET
 from evaluate.measure import Drawing, draw
+from evaluate.networks import Classifier, Features
 from infra.cluster import Compute, Stage
 from infra.storage import location
 from tests.evaluate.random_images import random_resnet

@@ -12,9 +12,10 @@ import ray
 from PIL import Image
 from torch_fidelity import calculate_metrics
 
-from evaluate.config import Classifier, Evaluate, Features, Reference
+from evaluate.config import Evaluate, Reference
 from evaluate.extractors import CIFAR_RESNET
 from evaluate.given_images import _labelled, evaluate_images, side_of
+from evaluate.networks import Classifier, Features
 from evaluate.reference import make_reference
 from infra.cluster import Compute, Stage
 from infra.errors import InputError

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from evaluate import real_images
-from evaluate.config import Features, Reference
+from evaluate.config import Reference
 from evaluate.decoding import groups_of
 from evaluate.extractors import LITE0
 from evaluate.features import Extractor
 from evaluate.metrics.sets import FeatureSums
+from evaluate.networks import Features
 from evaluate.real_images import Part
 from evaluate.reference import make_reference, read_reference
 from infra.cluster import Compute, Stage

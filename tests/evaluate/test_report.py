@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from evaluate.conditions import Conditions
-from evaluate.config import Features, Sampling
+from evaluate.config import Sampling
 from evaluate.extractors import LITE0
 from evaluate.metrics.sets import FeatureSet, FeatureSums
+from evaluate.networks import Features
 from evaluate.real_images import _thumbnail
 from evaluate.reference import RealFeatures
 from evaluate.report.neighbours import nearest

@@ -115,6 +115,10 @@ def test_reference_in_short_is_its_path(words):
     assert (reference.path, reference.images) == ("/r", 7)
 
 
+def test_what_is_generated_in_short_is_the_evaluations():
+    assert chosen_run("evaluate", ["emoji-32", "--generate.images", "7"]).recipe.evaluate.generate.images == 7
+
+
 def test_unions_of_a_recipe_can_be_switched():
     words = ["emoji-32", "--images.kind", "files", "--images.path", "/data"]
     assert chosen_run("run", words).recipe == replace(emoji_32(), images=ImageFiles(path="/data"))

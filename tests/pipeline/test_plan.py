@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from evaluate.config import DuringTraining
+from evaluate.networks import Classifier, Features
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.from_json import from_json
@@ -207,3 +208,24 @@ def test_sweep_of_trainings_lists_the_pictures_once_and_knows_the_workers(images
     )
     with pytest.raises(InputError, match=r"--compute\.train\.workers 33"):
         Planner(small, Compute(out=str(tmp_path), train=ElasticStage(workers=33))).plan()
+
+
+def test_other_weights_of_a_network_without_a_published_hash_are_another_reference_and_evaluation(images, tmp_path):
+    def steps(extractor, judge):
+        for name, content in (("extractor", extractor), ("judge", judge)):
+            (tmp_path / f"{name}.safetensors").write_bytes(content)
+        base = imagenet_256_mar_b()
+        network = Features(name="cifar-resnet-56", weights=str(tmp_path / "extractor.safetensors"))
+        classifier = Classifier(name="cifar-resnet-56", weights=str(tmp_path / "judge.safetensors"))
+        recipe = replace(
+            base,
+            reference=replace(base.reference, features=network),
+            evaluate=replace(base.evaluate, classifier=classifier),
+        )
+        found = plan(recipe, images, tmp_path).steps
+        return found["reference"].fingerprint, found["evaluation"].fingerprint, found["checkpoint"].fingerprint
+
+    first, extracted, judged = steps(b"a", b"a"), steps(b"b", b"a"), steps(b"a", b"b")
+    assert first[0] == judged[0] != extracted[0]
+    assert len({first[1], extracted[1], judged[1]}) == 3
+    assert first[2] == extracted[2] == judged[2]

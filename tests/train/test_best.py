@@ -53,3 +53,11 @@ def test_damaged_best_is_named_and_not_written_as_a_model(tmp_path, capsys):
     assert _write_best(None, tmp_path, tmp_path) is None
     assert "damaged checkpoint" in capsys.readouterr().out
     assert not (tmp_path / "best" / "model.json").exists()
+
+
+def test_distances_under_other_conditions_are_not_ranked_together(tmp_path):
+    assert keep_if_best(tmp_path, written(tmp_path, 1), DISTANCE, 6.0, "500 images")
+    assert keep_if_best(tmp_path, written(tmp_path, 2), DISTANCE, 80.0, "another extractor")
+    assert not keep_if_best(tmp_path, written(tmp_path, 3), DISTANCE, 81.0, "another extractor")
+    assert not keep_if_best(tmp_path, written(tmp_path, 3), LOSS, 0.1)
+    assert best(tmp_path).step == 2

@@ -27,7 +27,7 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
 @contextmanager
 def _in_float32(device: torch.device) -> Iterator[None]:
-    """Multiply in full precision, whatever the caller encodes in: a coarse code that is wrong changes all finer ones."""
+    """Multiply in full precision, whatever the caller encodes in: a wrong coarse code changes all finer ones."""
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, False
     try:

@@ -117,7 +117,7 @@ class FlowHead:
         _refuse_filters(settings, self.kind)
         if settings.solver not in self.solvers or settings.max_timestep is not None:
             raise ValueError(
-                f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep: set it to None"
+                f"a flow head takes solver {' or '.join(map(repr, self.solvers))}, and no max_timestep (None)"
             )
 
 
