@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from evaluate.config import DiffusionSteps, Generate, Sampling
+from evaluate.measure import statistics_of
+from evaluate.metrics.sets import FeatureSet
+from evaluate.metrics.table import errors, numbers
 from evaluate.reconstruct import _Measurer
 from evaluate.sampling.generate import Generator
 from infra.errors import InputError
@@ -85,3 +88,15 @@ def test_labels_of_50_000_images_are_fifty_of_each_of_a_thousand_classes():
     generator.card = SimpleNamespace(model=SimpleNamespace(num_classes=1000))
     labels = torch.cat([generator.labels(range(start, min(start + 64, 50_000))) for start in range(0, 50_000, 64)])
     assert (labels.bincount(minlength=1000) == 50).all()
+
+
+def test_images_all_alike_have_finite_numbers_far_from_real_ones():
+    random = np.random.default_rng(0)
+    same, real = np.ones((50, 8), np.float32), random.standard_normal((60, 8)).astype(np.float32)
+    alike, other = (FeatureSet(statistics_of(of), of) for of in (same, real))
+    found = numbers(alike, other)
+    # the distance to a point: squared distance of the means, and the trace of the real covariance
+    mean, covariance = real.mean(0, dtype=np.float64), np.cov(real, rowvar=False, dtype=np.float64)
+    np.testing.assert_allclose(found["fd"], np.square(1 - mean).sum() + np.trace(covariance), rtol=1e-5)
+    assert found["recall"] == 0
+    assert all(np.isfinite(list({**found, **errors(alike, other, found)}.values())))
