@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluate.config import Extractor as Name
 from evaluate.extractors import CIFAR_RESNET, INCEPTION, LITE0, NETWORKS
 from evaluate.features import CifarResNet, Extractor
 from evaluate.networks import Classifier, Features
+from evaluate.networks import Extractor as Name
 from infra.errors import InputError
 from tests.evaluate.random_images import random_images, random_resnet
 
