@@ -24,12 +24,12 @@ IDENTITIES = {
     },
     "cifar10-32": {
         "images": "0d7ec7a1",
-        "tokenizer": "6d575db0",
+        "tokenizer": "fff6cc7b",
         "tokenize": "6d9e45bc",
-        "train": "5fbc8ed2",
+        "train": "9b2c57c8",
         "reference": "16dadc32",
-        "evaluate": "1fb5bc38",
-        "tune": "93ed0726",
+        "evaluate": "1c63fc2d",
+        "tune": "1ec93135",
         "reconstruction": "27bf0cf0",
     },
     "table1-raster-ce": {
