@@ -98,8 +98,8 @@ def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult
             model_uri = _log_model(run_id, candidate)
             _load_back(model_uri, candidate)
         version = mlflow.register_model(model_uri, candidate.name, tags=tags).version
-        tracker.client.update_registered_model(candidate.name, description=DESCRIPTION)
-        tracker.client.update_model_version(candidate.name, version, description=_description(measured))
+    tracker.client.update_registered_model(candidate.name, description=DESCRIPTION)  # again where a run died before
+    tracker.client.update_model_version(candidate.name, version, description=_description(measured))
     alias = _give_alias(tracker.client, candidate.name, version, tags)
     return RegistrationResult(name=candidate.name, version=int(version), alias=alias)
 

@@ -27,9 +27,12 @@ def sampling(recipe: Recipe) -> SamplingSweep:
         return recipe.tune
     space, own = SamplingSweep(), recipe.evaluate.generate.sampling
     axes = {name: tuple(sorted({*getattr(space, name), getattr(own, name)})) for name in _MAIN_AXES}
-    trunk = read_card(location(recipe.checkpoint)).model.trunk if recipe.checkpoint else recipe.train.model.trunk
-    is_free = isinstance(trunk, MaskedTrunk)
-    return replace(space, **(axes if is_free else axes | {"ar_steps": ()}))
+    given = read_card(location(recipe.checkpoint)).model if recipe.checkpoint else None
+    if not isinstance(given.trunk if given else recipe.train.model.trunk, MaskedTrunk):
+        axes["ar_steps"] = ()
+    elif given is not None:  # more steps than tokens are refused
+        axes["ar_steps"] = tuple(of for of in axes["ar_steps"] if of <= given.num_tokens) or (given.num_tokens,)
+    return replace(space, **axes)
 
 
 def head(recipe: Recipe) -> TrainingSweep:
@@ -49,12 +52,12 @@ def optimizer(recipe: Recipe) -> TrainingSweep:
     train = recipe.train
     space: dict[str, Sequence[Any]] = {
         "train.lr": [train.lr / 2, train.lr, train.lr * 2],
-        "train.lr_schedule": ["constant", "cosine"],
+        "train.lr_schedule": sorted({"constant", "cosine", train.lr_schedule}),
         "train.warmup_steps": sorted({train.warmup_steps // 4, train.warmup_steps}),
     }
     least = getattr(train.model.trunk, "mask_ratio_min", None)
     if least is not None:
-        space["train.model.trunk.mask_ratio_min"] = sorted({least, 0.5})
+        space["train.model.trunk.mask_ratio_min"] = sorted({least, 0.7 if least == 0.5 else 0.5})
     return fields(recipe, space)
 
 

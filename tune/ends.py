@@ -45,8 +45,11 @@ def open_sides(trials: Sequence[Trial], best: Sampling, names: Iterable[str], *,
 
 
 def _open(name: str, trials: Sequence[Trial], mine: Trial, is_above: bool, alike: bool) -> Open | None:  # noqa: FBT001
-    value, values = getattr(mine.sampling, name), sorted({getattr(trial.sampling, name) for trial in trials})
-    if mine not in trials or len(values) < 2 or not isinstance(value, int | float):
+    value = getattr(mine.sampling, name)
+    if mine not in trials or not isinstance(value, int | float):  # step schedules have no order
+        return None
+    values = sorted({getattr(trial.sampling, name) for trial in trials})
+    if len(values) < 2:
         return None
     outward = [of for of in values if of > value] if is_above else [of for of in reversed(values) if of < value]
     end, inner = (values[-1], values[-2]) if is_above else (values[0], values[1])

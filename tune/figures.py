@@ -15,13 +15,24 @@ _SIZE = (6.0, 3.6)
 def figures(trials: Sequence[Trial], front: Sequence[Timed], metric: str) -> dict[str, Figure]:
     """Return the figures that these trials have something to show in, by name."""
     found = {"speed": speed(trials, front, metric)}
-    if len({trial.sampling.temperature for trial in trials}) > 1:
-        found["temperature"] = lines(trials, lambda trial: trial.sampling.temperature, "temperature", metric)
+    for name, of in _by_temperature(trials).items():
+        if len({trial.sampling.temperature for trial in of}) > 1:
+            found[name] = lines(of, lambda trial: trial.sampling.temperature, name.replace("-", " "), metric)
     if len({diffusion_steps(trial) for trial in trials}) > 1:
         found["diffusion-steps"] = lines(
             trials, diffusion_steps, "diffusion steps (mean of the autoregressive steps)", metric
         )
     return found
+
+
+def _by_temperature(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return the trials on which a temperature acts, by what it acts on: the two scales are not the same."""
+    return {
+        "temperature": [t for t in trials if t.sampling.solver == "ancestral" and t.sampling.temperature_on == "noise"],
+        "temperature-on-prediction": [
+            t for t in trials if t.sampling.temperature_on == "prediction" or t.sampling.temperature == 1
+        ],
+    }
 
 
 def diffusion_steps(trial: Trial) -> float:

@@ -22,7 +22,7 @@ def write_page(result: SweepResult, out: UPath) -> SweepResult:
     drawn = figures(result.trials, result.front, result.metric)
     result = replace(result, figures=tuple(drawn))
     write(
-        "report.html", drawn, out, title=f"Sweep: {result.metric} {result.best_fd:.4g}", result=result,
+        "report.html", drawn, out, title=f"Sweep: {result.deciding_metric} {result.best_fd:.4g}", result=result,
         trials=ranked(result.trials), finalists=ranked(result.finalists),
     )  # fmt: skip
     return result

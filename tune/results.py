@@ -54,11 +54,12 @@ class Trial:
         """Tell whether the distances of both differ by less than two standard errors of a difference."""
         return abs(self.fd - other.fd) < TIED * math.hypot(self.error, other.error)
 
-    def report(self, folder: UPath, metric: str) -> Report:
+    def report(self, folder: UPath, extractor: str) -> Report:
         """Return what the tracking server gets of this trial; its grid lies in `folder`."""
+        metric = frechet.title(extractor, self.images)
         return Report(
             metrics={**self.numbers, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image},
-            tags={"metric": metric, "state": "finished"}, params=settings(self.sampling),
+            tags={"metric": metric, "state": "finished"}, params={**settings(self.sampling), "images": self.images},
             pictures={"samples/grid": folder / f"{self.identity}.png"},
         )  # fmt: skip
 
@@ -120,14 +121,18 @@ class SweepResult(Result):
         return self.finalists or self.trials
 
     @property
+    def deciding_metric(self) -> str:
+        """Name of the distance of those that decide."""
+        return frechet.title(self.conditions.extractor, self.deciding[0].images)
+
+    @property
     def best_fd(self) -> float:
         """The smallest distance of those that decide."""
         return min(trial.fd for trial in self.deciding)
 
     def headline(self) -> str:
         """Return the winner and its distance, and what is to be doubted."""
-        metric = frechet.title(self.conditions.extractor, self.deciding[0].images)
-        parts = [f"best of {len(self.trials)} trials: {metric} {self.best_fd:g} at {self.best_label}"]
+        parts = [f"best of {len(self.trials)} trials: {self.deciding_metric} {self.best_fd:g} at {self.best_label}"]
         if self.tied:
             parts.append(f"within error of {len(self.tied)} more")
         if self.edges:
@@ -141,12 +146,12 @@ class SweepResult(Result):
         drawn = [(name, path / f"{name}.png") for name in self.figures]
         return Report(
             metrics={f"best_{frechet.NAME}": self.best_fd},
-            tags={"metric": self.metric, "best": self.best_label, "edges": ", ".join(self.edges)},
+            tags={"metric": self.deciding_metric, "best": self.best_label, "edges": ", ".join(self.edges)},
             pictures={f"sweep/{name}": file for name, file in drawn},
             files=(path / TRIALS, *((path / PAGE,) if (path / PAGE).exists() else ()),
                    *(path / f"{name}.svg" for name in self.figures)),
             trials={
-                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.metric))
+                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.conditions.extractor))
                    for identity, trial in named.items()},
                 **{f"{of.state} {fingerprint(canonical(of.sampling))}": (_short(of.sampling), of.report())
                    for of in self.unfinished},

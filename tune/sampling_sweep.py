@@ -85,8 +85,8 @@ def _measure(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers,
     ended = widened(ended, sweep, read, run)
     trials = read(ended)
     best = ranked(trials)[: sweep.finalists]
-    finalists = _measured_again(best, replace(work, images=sweep.final_images), workers, out) if best else []
-    return Measured(trials, finalists, ended, _timed_front(trials, work, workers))
+    finalists, failed = _measured_again(best, replace(work, images=sweep.final_images), workers, out)
+    return Measured(trials, finalists, [*ended, *failed], _timed_front(trials, work, workers))
 
 
 def widened(
@@ -101,7 +101,8 @@ def widened(
     """
     every, last = list(ended), list(ended)
     while (left := sweep.widen - (len(every) - len(ended))) and read(last):
-        if not (further := beyond(read(every), sweep.axes())[:left]):
+        known = {trial.sampling for trial in every}
+        if not (further := [of for of in beyond(read(every), sweep.axes()) if of not in known][:left]):
             break
         last = run(further)
         every += last
@@ -130,15 +131,18 @@ def _run_listed(
     return [by_setting.get(sampling, Ended(sampling, "finished")) for sampling in planned]
 
 
-def _measured_again(best: Sequence[Trial], work: Work, workers: Workers, out: UPath) -> list[Trial]:
-    """Return these trials of more images; those that they have are not drawn again."""
+def _measured_again(best: Sequence[Trial], work: Work, workers: Workers, out: UPath) -> tuple[list[Trial], list[Ended]]:
+    """Return these trials of more images, those that they have not drawn again; and those that failed."""
+    if not best:
+        return [], []
     stage("sweep", f"the best {len(best)} again, of {work.images} images each")
     settings = tuple(trial.sampling for trial in best)
     progress = Progress("sweep", len(best), "finalists")
     ended = run_trials(Listed(settings), Measurement(work), workers, out / "ray_tune_final", progress)
-    if failed := [trial for trial in ended if trial.state == "failed"]:
-        raise RuntimeError(f"{len(failed)} of {len(best)} finalists failed, first: {failed[0].reason}; run it again")
-    return [read_trial(work.path(sampling)) for sampling in settings]
+    of = f"as a finalist of {work.images} images"
+    failed = [replace(trial, reason=f"{of}: {trial.reason}") for trial in ended if trial.state != "finished"]
+    finished = [trial.sampling for trial in ended if trial.state == "finished"]
+    return [read_trial(work.path(sampling)) for sampling in settings if sampling in finished], failed
 
 
 def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[Timed]:

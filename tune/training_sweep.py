@@ -1,11 +1,12 @@
 """Training sweep: each trial is a whole training over the same latents, measured by the images that its model draws."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from upath import UPath
 
 from evaluate.config import Evaluate
@@ -16,6 +17,7 @@ from evaluate.metrics import frechet
 from evaluate.reference import RealFeatures, read_reference
 from infra.cluster import Compute, connected
 from infra.console import say, stage
+from infra.errors import InputError
 from infra.follow import logged
 from infra.storage import location
 from train.card import read_card
@@ -53,7 +55,11 @@ def training_sweep(
             raise RuntimeError(
                 f"none of {len(trainings)} trainings finished, first: {next(iter(ends.failed.values()))}"
             )
-        trained = _all_measured([trainings[place] for place in ends.finished], rule.metric, measuring)
+        trained, unmeasured = _all_measured({p: trainings[p] for p in ends.finished}, rule.metric, measuring)
+    if not trained:
+        raise RuntimeError(f"none of {len(unmeasured)} trained models could be measured: {min(unmeasured.values())}")
+    finished = [place for place in ends.finished if place not in unmeasured]
+    ends = replace(ends, finished=finished, failed={**ends.failed, **unmeasured})
     result = result_of(trainings, ends, trained, rule, measuring)
     say(result.table())
     from tune.page import write_training_page  # matplotlib takes a second to import
@@ -77,13 +83,18 @@ def result_of(
     )  # fmt: skip
 
 
-def _all_measured(trainings: Sequence[Training], metric: str, measuring: Measuring) -> list[Trained]:
-    """Measure one trained model after the other, each on all workers for drawing."""
-    trained = []
-    for place, training in enumerate(trainings, 1):
-        stage("sweep", f"measuring {place}/{len(trainings)}: {training.label}")
-        trained.append(_measured(training, training.make(lambda _: None), metric, measuring))
-    return trained
+def _all_measured(
+    trainings: Mapping[int, Training], metric: str, measuring: Measuring
+) -> tuple[list[Trained], dict[int, str]]:
+    """Measure one trained model after the other, each on all workers for drawing; returns why some could not be too."""
+    trained, unmeasured = [], {}
+    for count, (place, training) in enumerate(trainings.items(), 1):
+        stage("sweep", f"measuring {count}/{len(trainings)}: {training.label}")
+        try:
+            trained.append(_measured(training, training.make(lambda _: None), metric, measuring))
+        except (InputError, RuntimeError, RayError) as error:
+            unmeasured[place] = f"not measured: {str(error).strip().splitlines()[-1]}"
+    return trained, unmeasured
 
 
 def _measured(training: Training, checkpoint: CheckpointResult, metric: str, measuring: Measuring) -> Trained:

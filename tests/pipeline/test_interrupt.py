@@ -9,7 +9,7 @@ import pytest
 from tests.pipeline.tiny import REPOSITORY, TINY, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-STEPS = ("pictures", "tokenizer", "latents", "checkpoint", "evaluation", "sweep")
+STEPS = ("pictures", "tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation")
 
 
 def interrupted_at(step, out):

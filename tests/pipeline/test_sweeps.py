@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from evaluate.config import Sampling
 from infra.errors import InputError
+from infra.storage import location
 from pipeline.commands.tune import _named_sweep, main
 from pipeline.make import chosen_run
 from pipeline.models_side_by_side import check_alike, short_names
 from pipeline.published import imagenet_256_mar_l
 from pipeline.recipe import Recipe, with_fields
-from pipeline.recipes import RECIPES, cifar10_32, emoji_32
+from pipeline.recipes import RECIPES, cifar10_32, emoji_32, given_model
 from pipeline.sweeps import SWEEPS, swept
+from tests.pipeline.registered import write_small
+from train.card import read_card
 from train.models.heads import MixtureHead
-from tune.config import SamplingSweep
+from tune.config import NoSweep, SamplingSweep
 
 
 def test_head_sweep_of_the_papers_default_head_is_table_3():
@@ -47,7 +51,7 @@ def test_names_and_models_that_make_no_sense_are_refused():
     mixture = replace(emoji_32().train, model=replace(emoji_32().train.model, head=MixtureHead()))
     with pytest.raises(InputError, match="a mixture head has no width"):
         swept(replace(emoji_32(), train=mixture), "head")
-    assert set(SWEEPS) == {"sampling", "head", "optimizer"}
+    assert set(SWEEPS) >= {"sampling", "head", "optimizer"}
 
 
 def test_models_measured_otherwise_are_not_drawn_into_one_picture(tmp_path):
@@ -92,3 +96,22 @@ def test_head_sweep_of_a_head_without_depth_searches_its_width():
     recipe = RECIPES["emoji-16-pixelcnn"]()
     widths = [with_fields(recipe, of).train.model.head.width for of in swept(recipe, "head").fields()]
     assert recipe.train.model.head.width in widths
+
+
+@pytest.mark.parametrize("name", ["sampling", "head", "optimizer"])
+def test_named_sweep_of_every_recipe_can_be_planned_or_says_why_not(name):
+    for recipe in (of() for of in RECIPES.values()):
+        try:
+            space = swept(recipe, name)
+        except InputError:
+            continue
+        if name == "sampling":
+            assert space.settings(recipe.evaluate.generate.sampling), recipe.name
+        else:
+            assert recipe in [with_fields(recipe, of) for of in space.fields()], recipe.name
+
+
+def test_named_sampling_sweep_of_a_given_model_asks_for_no_more_steps_than_it_has_tokens(tmp_path):
+    recipe = replace(given_model(str(write_small(tmp_path / "model"))), tune=NoSweep())
+    model = read_card(location(recipe.checkpoint)).model
+    swept(recipe, "sampling").check(model, Sampling(ar_steps=4))

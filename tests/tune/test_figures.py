@@ -59,3 +59,14 @@ def test_page_tells_every_trial_the_front_the_edges_and_what_failed(tmp_path):
     assert all(path.stat().st_size > 1000 for path in result.report(location(tmp_path)).files[1:])
     assert all(path.exists() for path in result.report(location(tmp_path)).pictures.values())
     assert len(result.trials) == len(SWEEP.settings(Sampling()))
+
+
+def test_temperatures_that_act_on_nothing_or_on_something_else_are_not_on_one_line():
+    def of(temperature, **setting):
+        return trial(Sampling(temperature=temperature, **setting), temperature)
+
+    noise = [of(0.9), of(1.0)]
+    assert set(figures([*noise, of(1.0, solver="ddim")], (), "FD")) == {"speed", "temperature"}
+    assert set(figures([of(1.0, solver="ddim"), of(1.0)], (), "FD")) == {"speed"}
+    both = figures([*noise, of(0.8, temperature_on="prediction")], (), "FD")
+    assert set(both) == {"speed", "temperature", "temperature-on-prediction"}

@@ -53,7 +53,7 @@ def killed_five_times(words, folder, progress):
             running.wait()
 
     kills = [killed() for _ in range(KILLS)]
-    assert any(kills)
+    assert sum(kills) > 1, "too short a sweep to be killed"
     assert driver().wait() == 0, (folder / "log.txt").read_text()[-3000:]
 
 

@@ -156,3 +156,32 @@ def test_failed_trials_are_a_record_each():
     ended = [Ended(Sampling(top_k=k), "failed", "out of memory") for k in (1, 2, 3)]
     result = found(bowl(1.0, 3.0), ended=ended)
     assert sum(name.startswith("failed") for name in result.report(location("x")).trials) == 3
+
+
+def test_sweep_over_numbers_of_diffusion_steps_has_a_winner():
+    sweep = replace(SWEEP, diffusion_steps=(5, 7), step_schedules=((9, 3),))
+    result = found(lambda s: s.diffusion_steps.first, sweep)
+    assert result.best.diffusion_steps.first == 5
+
+
+def test_setting_that_failed_is_not_tried_again_beyond_the_ends():
+    planned, asked = all_end("finished")(SWEEP.settings(Sampling())), []
+
+    def run(further):
+        asked.extend(further)
+        return [Ended(of, "failed" if of.cfg_scale > 5 else "finished", "") for of in further]
+
+    ended = widened(planned, replace(SWEEP, widen=40), read(bowl(0.3, 40.0)), run)
+    assert len(set(asked)) == len(asked)
+    assert len({of.sampling for of in ended}) == len(ended)
+
+
+def test_finalists_and_trials_are_told_under_their_own_numbers_of_images():
+    trials = [trial(Sampling(temperature=t), fd) for t, fd in ((1.0, 2.0), (0.9, 3.0))]
+    result = result_of(
+        SWEEP, Measured(trials, [trial(Sampling(temperature=1.0), 1.5, images=640)], (), ()), CONDITIONS, 64
+    )
+    report = result.report(location("x"))
+    assert report.tags["metric"] == "FD (efficientnet-lite0, 640)"
+    told = {of.tags["metric"] for _, of in report.trials.values()}
+    assert told == {"FD (efficientnet-lite0, 640)", "FD (efficientnet-lite0, 64)"}
