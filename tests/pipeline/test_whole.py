@@ -236,11 +236,15 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
 
             def photographed(name, *texts):
                 page.goto(pages[name], wait_until="domcontentloaded")
-                try:
-                    wait_for(texts, 45_000)
-                except NotSeen:  # the page gives up for good on a request that a starting server did not answer
-                    page.reload(wait_until="domcontentloaded")
-                    wait_for(texts, 90_000)
+                for left in reversed(range(4)):
+                    try:
+                        wait_for(texts, 45_000)
+                        break
+                    except NotSeen:  # the page gives up for good on a request that a busy server did not answer
+                        page.screenshot(path=str(tmp_path / f"{name}-not-seen-{left}.png"))
+                        if not left:
+                            raise
+                        page.reload(wait_until="domcontentloaded")
                 page.screenshot(path=str(tmp_path / f"{name}.png"))
 
             def wait_for(texts, milliseconds):
