@@ -129,3 +129,18 @@ def test_list_of_rays_that_is_cut_short_or_names_what_is_gone_is_no_end_of_the_t
     _drop_damaged_list(root)
     assert path.exists() == kept
     _drop_damaged_list(root / "none")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_list_of_rays_damaged_anywhere_is_removed_or_is_one_that_can_be_read(seed, root):
+    """Whatever a kill or a bad disk left of it: no traceback, and what stays is JSON that names what is there."""
+    random, path = np.random.default_rng(seed), root / "checkpoint_manager_snapshot.json"
+    names = ["step_00000004", "step_00000008", "step_00000012"]
+    content = bytearray(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}).encode())
+    for _ in range(random.integers(4)):
+        content[random.integers(len(content))] = random.integers(256)
+    path.write_bytes(content[: random.integers(len(content) + 1)] if random.random() < 0.5 else content)
+    _drop_damaged_list(root)
+    if path.exists():
+        listed = json.loads(path.read_bytes())["checkpoint_results"]
+        assert all((root / of["checkpoint_dir_name"]).is_dir() for of in listed)
