@@ -1,5 +1,6 @@
 """Labels from a named field, a named column or a table: numbers, or names of classes."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from infra.errors import InputError
 from tests.tokenize_jobs.test_sources import write_tar
 from tests.tokenize_jobs.test_splits import labels_by_key, picture, tar
+from tokenize_jobs.sources.labels import Labels
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from tokenize_jobs.sources.samples import read_shard
 
@@ -158,3 +160,17 @@ def test_table_of_labels_serves_parquet_without_a_label_column(tmp_path):
     (tmp_path / "labels.csv").write_text("000000,dog\n000001,cat\n")
     listing = listed(tmp_path / "tables", labels=str(tmp_path / "labels.csv"))
     assert labels_by_key(listing) == {"000000": 1, "000001": 0}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_table_of_labels_damaged_anywhere_is_refused_or_read_and_never_a_traceback(seed, tmp_path):
+    random = np.random.default_rng(seed)
+    content = bytearray("".join(f"{n}.png,{n % 7}\n" for n in range(50)).encode())
+    for _ in range(random.integers(1, 6)):
+        place, kind = random.integers(len(content)), random.integers(3)
+        inserted = [bytes([random.integers(256)]), b"9" * 5000, b'"' + b"x" * 200_000][random.integers(3)]
+        content[place : place + kind] = inserted
+    table = tmp_path / "labels.csv"
+    table.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert 0 < len(Labels(table=str(table)).classes()) <= 10**6

@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -14,6 +14,7 @@ _KEYS = {
     "key", "id", "image", "image_id", "image_name", "img", "file", "file_name", "filename", "file_path", "filepath",
     "name", "path",
 }  # fmt: skip
+_MOST_DIGITS = 6
 _LABELS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
 """Words of a table's first line, above keys and above labels."""
 
@@ -40,6 +41,8 @@ class Labels:
         """Return the names in the table, sorted; or numbers up to its largest."""
         found = set(_read(self.table).values())
         if all(label.isdecimal() for label in found):
+            if (longest := max(found, key=len)) and len(longest) > _MOST_DIGITS:
+                raise InputError(f"labels {self.table}: {longest[:20]!r} is no number of a class")
             return tuple(map(str, range(max(map(int, found)) + 1)))
         return tuple(sorted(found))
 
@@ -59,6 +62,13 @@ class Labels:
 OWN_LABELS = Labels()
 
 
+def _rows(lines: list[str], delimiter: str, path: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise InputError(f"labels {path}: cannot be read ({error})") from None
+
+
 @lru_cache(maxsize=2)
 def _read(table: str) -> dict[str, str]:
     """Return the label of each key. Raises InputError naming a line that is no (key, label) or contradicts another."""
@@ -69,7 +79,7 @@ def _read(table: str) -> dict[str, str]:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     rows: dict[str, str] = {}
     delimiter = "\t" if lines and "\t" in lines[0] else ","
-    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+    for number, row in enumerate(_rows(lines, delimiter, str(path)), 1):
         words = [word.strip() for word in row]
         if not row or (number == 1 and (words[0].lower() in _KEYS or (words[1:2] and words[1].lower() in _LABELS))):
             continue
