@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import s3fs
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tests.pipeline.tiny import TINY
@@ -23,14 +24,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory, free_port):
+def s3(tmp_path_factory):
     """An S3 server with a bucket of images; yields the environment that points at it."""
-    url = f"http://127.0.0.1:{free_port()}"
-    log = (tmp_path_factory.mktemp("s3") / "server.log").open("w")
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", url.rsplit(":", 1)[1]],
-        stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
     environment = {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "k",
@@ -38,12 +36,7 @@ def s3(tmp_path_factory, free_port):
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=url)
-    for _ in range(100):
-        try:
-            files.mkdir("images")
-            break
-        except OSError:
-            time.sleep(0.2)
+    files.mkdir("images")
     folder = tmp_path_factory.mktemp("source")
     for shard in range(2):
         write_tar(
@@ -53,8 +46,7 @@ def s3(tmp_path_factory, free_port):
     files.put(f"{folder}/", "images/source/", recursive=True)
     files.mkdir("latents")
     yield environment
-    server.terminate()
-    server.wait()
+    server.stop()
 
 
 def arguments(out):
