@@ -1,6 +1,7 @@
 """What a number depends on besides the model and its sampling settings: only numbers under the same may be ranked."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from evaluate.metrics import frechet
 
@@ -35,6 +36,12 @@ class Conditions:
     def is_rank_deficient(self) -> bool:
         """Tell whether a covariance has fewer images than features, so that the distance is far from its limit."""
         return min(self.images, self.reference_images or self.images) <= self.dimension
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a tracking server shows beside a number under these conditions."""
+        conditions = {f"condition.{name}": str(value) for name, value in asdict(self).items()}
+        return {"rank_deficient": json.dumps(self.is_rank_deficient), **conditions}
 
 
 def comparable(first: Conditions, second: Conditions) -> bool:

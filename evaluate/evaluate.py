@@ -16,6 +16,7 @@ from evaluate.reference import RealFeatures, read_reference
 from evaluate.results import GRID, EvaluationResult, Likelihood, ReferenceResult
 from evaluate.sampling.sampler import check
 from evaluate.subject import Subject
+from infra.artifact import load
 from infra.cluster import Compute
 from infra.code import digests
 from infra.errors import InputError
@@ -27,6 +28,7 @@ from tokenize_jobs.sources.listing import Images
 from train.card import ModelCard, content_digest, read_card
 from train.checkpoint import untrained_directory
 from train.config import Train
+from train.results import CheckpointResult
 
 
 def evaluate(
@@ -63,7 +65,8 @@ def evaluate(
         likely = likelihood(subject, images, sampling, out, compute, ema=config.generate.use_ema)
     about = {
         "sampling": sampling, "seed": config.generate.seed, "ema": config.generate.use_ema,
-        "train_steps": card.train_steps, "classifier": config.classifier.told,
+        "train_steps": card.train_steps, "training": _training(location(subject.model)),
+        "classifier": config.classifier.told,
     }  # fmt: skip
     return finish(
         Measured(
@@ -99,6 +102,15 @@ def _draw(
     )  # fmt: skip
     with holding(out.parent / "features", shared=True):  # so that nobody removes them meanwhile
         return draw(drawing, compute)
+
+
+def _training(model: UPath) -> str:
+    """Return a digest of the training that a checkpoint is of, whatever its length; '' of a model without record."""
+    checkpoint = load(model, CheckpointResult)
+    if checkpoint is None:
+        return ""
+    config = {name: value for name, value in checkpoint.record["config"].items() if name != "train_steps"}
+    return fingerprint([config, checkpoint.record["inputs"]])
 
 
 def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> dict[int, np.ndarray]:

@@ -1,8 +1,7 @@
 """What the steps reference and evaluation return. Imports nothing heavy."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from upath import UPath
 
@@ -77,6 +76,8 @@ class EvaluationResult(Result):
     """Averaged weights, or the raw ones."""
     train_steps: int | None = None
     """Of the model: 0 where it does not say."""
+    training: str = ""
+    """Digest of all of the model's training but its length; '' of a model that this pipeline did not train."""
     classifier: str = ""
     """Name and digest of the network that told the classes; '' without one."""
     likelihood: str = ""
@@ -116,9 +117,8 @@ class EvaluationResult(Result):
             },
             tags={
                 "metric": self.metric,
-                "rank_deficient": json.dumps(self.rank_deficient),
                 **({"likelihood": self.likelihood} if self.likelihood else {}),
-                **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
+                **self.conditions.tags,
             },
             pictures={"samples/grid": path / GRID} if (path / GRID).exists() else {},
             files=(path / REPORT,),
@@ -165,9 +165,8 @@ class ReconstructionResult(Result):
             },
             tags={
                 "metric": self.metric,
-                "rank_deficient": json.dumps(self.rank_deficient),
                 "tokenizer": f"{self.tokenizer_kind} {self.tokenizer_hash}",
-                **{f"condition.{name}": str(value) for name, value in asdict(self.conditions).items()},
+                **self.conditions.tags,
             },
             pictures={"reconstructions/grid": path / GRID} if (path / GRID).exists() else {},
             files=(path / REPORT,),

@@ -103,8 +103,11 @@ def write_comparison(compared: Sequence[Measured], path: UPath, compute: Compute
 
 
 def warnings(compared: Sequence[Measured]) -> list[str]:
-    """Return why the numbers do not say which is better."""
+    """Return why the numbers do not say which is better, or not by how much."""
+    deficient = [one.name for one in compared if one.result.rank_deficient]
     first, found = compared[0], []
+    if deficient:
+        found.append(f"Fewer images than features: the distances of {', '.join(deficient)} are far from their limit.")
     for other in compared[1:]:
         if not comparable(first.result.conditions, other.result.conditions):
             fields = differing([asdict(one.result.conditions) for one in (first, other)])

@@ -138,9 +138,12 @@ def ranked(versions: list[Any]) -> list[list[Any]]:
 
 
 def told_number(tags: Mapping[str, str]) -> str:
-    """Return a version's number with its error."""
+    """Return a version's number with its error, and whether fewer images than features tell it."""
+    if NAME not in tags:
+        return "no number"
     error = f" ± {float(tags[ERROR]):.2g}" if ERROR in tags else ""
-    return f"{float(tags[NAME]):.4g}{error}" if NAME in tags else "no number"
+    deficient = ", rank-deficient" if CONDITIONS in tags and _conditions(tags).is_rank_deficient else ""
+    return f"{float(tags[NAME]):.4g}{error}{deficient}"
 
 
 def _conditions(tags: Mapping[str, str]) -> Conditions:

@@ -90,6 +90,7 @@ def _register(candidate: Candidate, uri: str, root: UPath) -> RegistrationResult
         "mar.sampling": fingerprint(sampling), "sampling": json.dumps(sampling), "metric": measured.metric,
         **candidate.lineage, **({ERROR: str(measured.errors[NAME])} if NAME in measured.errors else {}),
         NAME: str(measured.fd), "conditions": json.dumps(canonical(measured.conditions), sort_keys=True),
+        "rank_deficient": measured.conditions.tags["rank_deficient"],
     }  # fmt: skip
     version = _version_with(tracker, candidate.name, tags)
     if version is None:

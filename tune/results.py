@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from upath import UPath
@@ -54,12 +54,13 @@ class Trial:
         """Tell whether the distances of both differ by less than two standard errors of a difference."""
         return abs(self.fd - other.fd) < TIED * math.hypot(self.error, other.error)
 
-    def report(self, folder: UPath, extractor: str) -> Report:
+    def report(self, folder: UPath, conditions: Conditions) -> Report:
         """Return what the tracking server gets of this trial; its grid lies in `folder`."""
-        metric = frechet.title(extractor, self.images)
+        here = replace(conditions, images=self.images)
         return Report(
             metrics={**self.numbers, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image},
-            tags={"metric": metric, "state": "finished"}, params={**settings(self.sampling), "images": self.images},
+            tags={"metric": here.title, "state": "finished", **here.tags},
+            params={**settings(self.sampling), "images": self.images},
             pictures={"samples/grid": folder / f"{self.identity}.png"},
         )  # fmt: skip
 
@@ -146,12 +147,15 @@ class SweepResult(Result):
         drawn = [(name, path / f"{name}.png") for name in self.figures]
         return Report(
             metrics={f"best_{frechet.NAME}": self.best_fd},
-            tags={"metric": self.deciding_metric, "best": self.best_label, "edges": ", ".join(self.edges)},
+            tags={
+                "metric": self.deciding_metric, "best": self.best_label, "edges": ", ".join(self.edges),
+                **replace(self.conditions, images=self.deciding[0].images).tags,
+            },
             pictures={f"sweep/{name}": file for name, file in drawn},
             files=(path / TRIALS, *((path / PAGE,) if (path / PAGE).exists() else ()),
                    *(path / f"{name}.svg" for name in self.figures)),
             trials={
-                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.conditions.extractor))
+                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.conditions))
                    for identity, trial in named.items()},
                 **{f"{of.state} {fingerprint(canonical(of.sampling))}": (_short(of.sampling), of.report())
                    for of in self.unfinished},

@@ -119,7 +119,7 @@ class TrainingSweepResult(Result):
         page = (path / PAGE,) if (path / PAGE).exists() else ()
         return Report(
             metrics={f"best_{frechet.NAME}": self.trials[0].fd},
-            tags={"metric": self.metric, "best": self.trials[0].label},
+            tags={"metric": self.metric, "best": self.trials[0].label, **self.conditions.tags},
             pictures={f"sweep/{name}": file for name, file in drawn},
             files=(*page, *(path / f"{name}.svg" for name in self.figures)),
             trials={
@@ -133,7 +133,7 @@ class TrainingSweepResult(Result):
         numbers = {"parameters": trial.parameters, "loss": trial.loss, "seconds_per_image": trial.seconds_per_image}
         return Report(
             metrics={frechet.NAME: trial.fd, ERROR: trial.error, **numbers}, params=trial.fields,
-            tags={"metric": self.metric, "state": "finished"}, curves=self._curves(trial),
+            tags={"metric": self.metric, "state": "finished", **self.conditions.tags}, curves=self._curves(trial),
         )  # fmt: skip
 
     def _stopped(self, trial: Stopped) -> Report:

@@ -89,9 +89,9 @@ def _conditions(result: EvaluationResult) -> list[tuple[str, object]]:
 
 
 def _curve(result: EvaluationResult, out: UPath) -> str:
-    """Return the distances of checkpoints of other lengths, measured alike, beside this one's; '' without others."""
+    """Return the distances of a training's checkpoints of other lengths, measured alike; '' without others."""
     every = {result.train_steps: result}
-    for folder in sorted(out.parent.iterdir(), key=str) if result.train_steps is not None else ():
+    for folder in sorted(out.parent.iterdir(), key=str) if result.training else ():
         found = load(folder, EvaluationResult)
         if found is not None and _alike(found.result, result):
             every.setdefault(found.result.train_steps, found.result)
@@ -100,9 +100,9 @@ def _curve(result: EvaluationResult, out: UPath) -> str:
 
 
 def _alike(other: EvaluationResult, result: EvaluationResult) -> bool:
-    """Tell whether two numbers differ by the length of the training alone, as far as their results say."""
-    same = all(getattr(other, name) == getattr(result, name) for name in ("sampling", "seed", "ema"))
-    return other.train_steps is not None and same and comparable(other.conditions, result.conditions)
+    """Tell whether two numbers differ by the length of the training alone."""
+    same = all(getattr(other, name) == getattr(result, name) for name in ("training", "sampling", "seed", "ema"))
+    return same and comparable(other.conditions, result.conditions)
 
 
 def _classes(findings: Findings) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class OwnDraw(Draw):
 
 
 @dataclass(frozen=True)
-class Subject:
+class Sampled:
     """A model directory, its tokenizer, and how it samples unless told otherwise."""
 
     model: str
@@ -115,7 +115,7 @@ def _own(name: str, words: list[str]) -> Recipe:
     return resolved(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
 
 
-def draw(subject: Subject, options: Draw) -> str:
+def draw(subject: Sampled, options: Draw) -> str:
     """Write the images; returns a line saying where."""
     generator = Generator(subject.model, subject.tokenizer, use_ema=subject.use_ema and not options.raw_weights)
     names = spoken(generator.card.classes)
@@ -162,14 +162,14 @@ def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:
     return replace(one, latents=one.latents.expand(copies, -1, -1, -1))
 
 
-def _subject(target: str, recipe: Recipe | None, options: Draw) -> Subject:
+def _subject(target: str, recipe: Recipe | None, options: Draw) -> Sampled:
     if recipe is None:
         if target.startswith("models:"):
             return _registered(target, options.compute)
         if not is_model_directory(Path(target)):
             raise InputError(f"{target}: not the directory of a model (no model.json)")
         tokenizer = tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
-        return Subject(target, tokenizer, Sampling())
+        return Sampled(target, tokenizer, Sampling())
     plan = Planner(recipe, options.compute).plan()
     if recipe.checkpoint == "" and plan.steps["checkpoint"].find() is None:
         raise InputError(
@@ -177,10 +177,10 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> Subject:
         )
     model = recipe.checkpoint or str(plan.path("checkpoint"))
     generate = recipe.evaluate.generate
-    return Subject(model, plan.tokenizer, generate.sampling, generate.use_ema)
+    return Sampled(model, plan.tokenizer, generate.sampling, generate.use_ema)
 
 
-def _registered(uri: str, compute: Compute) -> Subject:
+def _registered(uri: str, compute: Compute) -> Sampled:
     """Return what the registered model at models:/NAME@ALIAS samples with. Raises InputError when there is none."""
     from infra.tracking import download_model
 
@@ -188,4 +188,4 @@ def _registered(uri: str, compute: Compute) -> Subject:
     saved = json.loads((package / "sampling.json").read_text())
     tokenizer = saved["tokenizer"]
     file = TokenizerFile(tokenizer["kind"], str(package / tokenizer["file"]) if tokenizer["file"] else "")
-    return Subject(str(package), file, from_json(json.dumps(saved["sampling"]), Sampling, "sampling.json"))
+    return Sampled(str(package), file, from_json(json.dumps(saved["sampling"]), Sampling, "sampling.json"))

@@ -42,12 +42,14 @@ def pair(tmp_path):
 def test_page_shows_numbers_errors_what_differs_and_both_grids_and_loads_nothing(pair, tmp_path, mar_here):
     page = tmp_path / "page.html"
     done = mar_here("compare", *pair, "--to", str(page))
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(page), "")
+    assert (done.returncode, done.stdout.strip()) == (0, str(page))
+    assert "Fewer images than features" in done.stderr
     text = page.read_text()
     for shown in ("50 ± 1", "40 ± 1", "train.lr", "0.1", "0.2", "reference_images"):
         assert shown in text
     assert "train.seed" not in text
-    assert 'class="warning"' not in text
+    assert text.count('class="warning"') == 1
+    assert "Fewer images than features" in text
     assert "http" not in text
     pictures = [part.split('"')[0] for part in text.split("data:image/png;base64,")[1:]]
     colours = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p))))[0, 0].tolist() for p in pictures]

@@ -92,7 +92,7 @@ def test_champion_is_promoted_rolled_back_and_promoted_again(store, mar_here):
     assert register(candidate(folder, 2, fd=40.0), uri, UPath(folder)).alias == "champion"
     listed = mar_registry("list").stdout
     assert "@champion" in listed
-    assert "40 ± 1" in listed
+    assert "40 ± 1, rank-deficient" in listed
     assert "checkpoint checkpoint2" in listed
     rows = [line.split() for line in listed.splitlines()]
     assert [row[-1] for row in rows if row and row[0] in ("1", "2", "3")] == ["best", "worse", "worse"]

@@ -183,5 +183,8 @@ def test_finalists_and_trials_are_told_under_their_own_numbers_of_images():
     )
     report = result.report(location("x"))
     assert report.tags["metric"] == "FD (efficientnet-lite0, 640)"
+    assert report.tags["rank_deficient"] == "true"
+    assert report.tags["condition.images"] == "640"
+    assert {of.tags["rank_deficient"] for _, of in report.trials.values()} == {"true"}
     told = {of.tags["metric"] for _, of in report.trials.values()}
     assert told == {"FD (efficientnet-lite0, 640)", "FD (efficientnet-lite0, 64)"}
