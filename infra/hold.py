@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upath import UPath
@@ -32,11 +33,14 @@ class Hold:
     """Seconds since the epoch."""
     renewed: float
     """Seconds since the epoch."""
+    namespace: str = ""
+    """Of its process number: containers on one host have several."""
 
     @property
     def is_alive(self) -> bool:
         """Tell whether its process still runs: on this host by asking, elsewhere by when it last renewed the file."""
-        if self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists() and Path("/proc/self").exists():
+        is_here = (self.host, self.namespace) == (socket.gethostname(), _namespace())
+        if is_here and not Path(f"/proc/{self.pid}").exists() and Path("/proc/self").exists():
             return False
         return time.time() - self.renewed < _DEAD_AFTER_SECONDS
 
@@ -59,12 +63,15 @@ def holder(folder: UPath) -> Hold | None:
 def holding(folder: UPath, *, shared: bool = False) -> Iterator[None]:
     """Hold `folder` while a block runs. With `shared`, several may; the file names the last one.
 
-    Raises InputError naming the holder when another living process has it.
+    Raises InputError naming the holder when another living process has it, or has taken it over while this one stood
+    still: the block is interrupted then.
     """
-    since = time.time()
+    since, lost = time.time(), list[Hold]()
 
     def mine() -> Hold:
-        return Hold(host=socket.gethostname(), pid=os.getpid(), since=since, renewed=time.time())
+        return Hold(
+            host=socket.gethostname(), pid=os.getpid(), since=since, renewed=time.time(), namespace=_namespace()
+        )
 
     if is_local(folder) and not shared:
         _take(folder, mine())
@@ -74,6 +81,11 @@ def holding(folder: UPath, *, shared: bool = False) -> Iterator[None]:
 
     def renew() -> None:
         while not stop.wait(_RENEWED_EVERY_SECONDS):
+            other = None if shared else holder(folder)
+            if other is not None and replace(other, renewed=0) != replace(mine(), renewed=0):
+                lost.append(other)
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             with contextlib.suppress(*storage_errors()):  # a full disk is the step's to tell
                 write_json(folder / HOLD, canonical(mine()))
 
@@ -81,11 +93,23 @@ def holding(folder: UPath, *, shared: bool = False) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if lost:
+            raise InputError(f"{folder}: this process stood still, and was taken for dead by {lost[0]}") from None
+        raise
     finally:
         stop.set()
         thread.join()
         with contextlib.suppress(*storage_errors()):
-            (folder / HOLD).unlink(missing_ok=True)
+            if not lost:
+                (folder / HOLD).unlink(missing_ok=True)
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _take(folder: UPath, mine: Hold) -> None:
@@ -96,7 +120,7 @@ def _take(folder: UPath, mine: Hold) -> None:
     try:
         for _ in range(_TRIES):
             try:
-                os.link(own, path)  # fails where it exists, on shared disks too
+                _name(own, path)
             except FileExistsError:
                 if (other := holder(folder)) is not None:
                     raise InputError(_held(folder, other)) from None
@@ -106,6 +130,17 @@ def _take(folder: UPath, mine: Hold) -> None:
         raise InputError(f"{folder}: several processes began to make it at once; run again")
     finally:
         own.unlink(missing_ok=True)
+
+
+def _name(own: Path, path: Path) -> None:
+    """Give a file its name. Raises FileExistsError where that is taken, on shared disks too."""
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without links
+        with path.open("x") as file:
+            file.write(own.read_text())
 
 
 def _bury(folder: UPath) -> None:

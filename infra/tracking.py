@@ -179,8 +179,14 @@ class Tracker:
         """Set tags."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
-    def image(self, run_id: str, path: Path | UPath, key: str) -> None:
-        """Log a picture under a key that is the same in every run, so that the UI lines them up."""
+    def image(self, run_id: str, path: Path | UPath, key: str, *, once: bool = False) -> None:
+        """Log a picture under a key that is the same in every run, so that the UI lines them up.
+
+        With `once`, not where the run has one of that key.
+        """
+        named = f"images/{key.replace('/', '~')}+"
+        if once and any(file.path.startswith(named) for file in self.client.list_artifacts(run_id, "images")):
+            return
         self.client.log_image(run_id, mlflow.Image(str(path)), key=key, step=0, synchronous=True)
 
     def file(self, run_id: str, path: Path | UPath) -> None:

@@ -19,6 +19,7 @@ from infra.follow import logged
 from infra.result import Report
 from pipeline.recipe import Recipe
 from pipeline.recipes import RECIPES
+from train.results import GRIDS
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs none
     from infra.tracking import Tracker
@@ -50,7 +51,7 @@ def record_step(tracker: "Tracker", parent: str, step: Step, artifact: Artifact)
     for identity, (name, trial) in report.trials.items():
         _record_trial(tracker, parent, identity, name, trial)
     if report.for_parent:
-        _log(tracker, parent, replace(report, datasets=()))
+        _log(tracker, parent, replace(report, datasets=()), once=False)
         for shown_by in (run, parent):
             _note(tracker, shown_by, artifact.result.headline(), report)
     for dataset in report.datasets:
@@ -69,14 +70,15 @@ def _record_trial(tracker: "Tracker", parent: str, identity: str, name: str, rep
     tracker.finish(run)
 
 
-def _log(tracker: "Tracker", run: str, report: Report) -> None:
+def _log(tracker: "Tracker", run: str, report: Report, *, once: bool = True) -> None:
+    """Log what a result reports; `once`: a record that was cut short doubles no picture."""
     tracker.params(run, report.params)
     tracker.metrics(run, report.metrics)
     for name, points in report.curves.items():
         tracker.curve(run, name, points)
     tracker.tags(run, report.tags)
     for key, path in report.pictures.items():
-        tracker.image(run, path, key)
+        tracker.image(run, path, key, once=once)
     for path in report.files:
         tracker.file(run, path)
     for dataset in report.datasets:
@@ -117,7 +119,8 @@ class LiveMetrics:
     """Sends the training log to MLflow while training runs, at most every few seconds; never stops the training."""
 
     def __init__(self, every_seconds: float = 5.0) -> None:
-        self.every_seconds, self.lines, self.last = every_seconds, list[Mapping[str, Any]](), 0.0
+        self.every_seconds, self.last = every_seconds, 0.0
+        self.lines, self.measured = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
         self.target: tuple[Tracker, str, Step, str] | None = None
         self.thinned = Thinned(1)
 
@@ -126,8 +129,11 @@ class LiveMetrics:
         self.target, self.thinned = (tracker, parent, step, commit), Thinned(steps)
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Take a line of the log."""
-        self.lines += self.thinned.of([line])
+        """Take a line of the log: of a step, or what was measured of a checkpoint, which ends after later steps."""
+        if "loss" in line:
+            self.lines += self.thinned.of([line])
+        else:
+            self.measured.append(line)
         if self.target is None or time.monotonic() - self.last < self.every_seconds:
             return
         tracker, parent, step, commit = self.target
@@ -135,9 +141,20 @@ class LiveMetrics:
             run = tracker.open(step.name, step.fingerprint, parent, tags_of(step.path, commit))
             tracker.history(run, self.lines)
             self.lines = []
+            while self.measured:
+                self._send_measured(tracker, run, step.path, self.measured[0])
+                self.measured.pop(0)
         except Exception as error:  # noqa: BLE001  the log stays on disk, and is recorded when the step is done
             stage(step.name, f"MLflow is away ({type(error).__name__}); the log is recorded later")
         self.last = time.monotonic()
+
+    def _send_measured(self, tracker: "Tracker", run: str, path: UPath, line: Mapping[str, Any]) -> None:
+        """Send the numbers of a checkpoint, and its grids, under the names that its result reports them by."""
+        for name, value in line.items():
+            if isinstance(value, float) and name != "time":
+                tracker.curve(run, name, [(int(line["step"]), value)])
+        for picture in sorted((path / GRIDS).glob(f"step_{line['step']:08d}*.png")):
+            tracker.image(run, picture, f"{GRIDS}/{picture.stem}", once=True)
 
 
 def told_apart(recipe: Recipe) -> dict[str, Any]:

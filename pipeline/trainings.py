@@ -13,6 +13,7 @@ from upath import UPath
 
 from evaluate.subject import Subject
 from infra.cluster import Compute
+from infra.console import stage as say_of
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.stages import ElasticStage
@@ -130,7 +131,7 @@ def _label(fields: Mapping[str, object]) -> str:
 def shorter(step: "Step[CheckpointResult]", train_steps: int) -> UPath | None:
     """Return the longest finished training that the training `step` of so many steps begins like; None if none is.
 
-    With a constant learning rate the number of steps changes no step before. It was made by the present code.
+    With a constant learning rate the number of steps changes no step before. Says where other code made it.
     """
     if step.again or canonical(step.config)["lr_schedule"] != "constant":
         return None
@@ -139,7 +140,11 @@ def shorter(step: "Step[CheckpointResult]", train_steps: int) -> UPath | None:
         mine, other = ({**identity, "config": {**identity["config"], "train_steps": 0}} for identity in (
             json.loads(json.dumps(step.identity)), {key: found.record[key] for key in step.identity}
         ))  # fmt: skip
-        return mine == other and not step.changed_code(found) and found.result.train_steps < train_steps
+        return mine == other and found.result.train_steps < train_steps
 
     fitting = [found for found in step.others() if begins_like(found)]
-    return max(fitting, key=lambda found: found.result.train_steps).path if fitting else None
+    longest = max(fitting, key=lambda found: found.result.train_steps, default=None)
+    if longest is not None and (changed := step.changed_code(longest)):
+        files = ", ".join(changed)
+        say_of("checkpoint", f"{longest.path.name}: made by other code ({files}); --again checkpoint begins anew")
+    return longest.path if longest else None

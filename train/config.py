@@ -1,6 +1,7 @@
 """What training is: the part of a recipe that decides the weights."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -106,6 +107,11 @@ class Train:
         for name in ("train_steps", "checkpoint_every", "log_every", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--train.{name.replace('_', '-')} {getattr(self, name)} must be above 0")
+        for name in ("lr", "weight_decay", "last_lr", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--train.{name.replace('_', '-')} {getattr(self, name)} must be 0 or more")
+        if not 0 <= self.ema_decay <= 1:
+            raise InputError(f"--train.ema-decay {self.ema_decay} must be from 0 to 1")
         try:
             model.check()
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, updated after every step, as one fused operation."""
+"""Exponential moving average of the weights, updated after every step."""
 
 import copy
 from collections.abc import Mapping

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 from upath import UPath
 
 from infra.ahead import made_ahead
+from infra.errors import InputError
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.reader import LatentStore
@@ -34,8 +36,10 @@ from train.validation import DRAINED
 from train.watch import Watch
 from train.workers import as_the_first_says, mean_of_all
 
-STOPPED, PREEMPTED, FAILED = "stopped", "preempted", "failed"
+STOPPED, PREEMPTED, FAILED, REFUSED = "stopped", "preempted", "failed", "refused"
 """Why the workers have left before the end, as they return it."""
+_ASK_SECONDS = 5.0
+"""Between two looks whether the workers are to leave: a slow step must not cost the notice."""
 _AHEAD = 4
 """Steps whose latents and draws are made before they are due: a slow read of the store holds nobody up."""
 
@@ -91,8 +95,8 @@ def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
     worker = _Worker(job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
         return worker.train()
-    except FloatingPointError as error:  # would happen again: not worth Ray's retries
-        return {FAILED: str(error)}
+    except (FloatingPointError, InputError) as error:  # would happen again: not worth Ray's retries
+        return {FAILED if isinstance(error, FloatingPointError) else REFUSED: str(error)}
 
 
 class _Worker:
@@ -103,7 +107,9 @@ class _Worker:
         self.job, self.rank, self.world, self.device, config = job, rank, world, device, job.config
         self.store = LatentStore(str(job.data.store), heldout=job.data.heldout)
         self.store.latent_scale = job.latent_scale
-        self.model = initial_model(job.model, config.seed, job.start, job.data.tokenizer).to(device)
+        self.progress = self._find_progress()
+        start = None if self.progress else job.start  # whose weights would be read in vain
+        self.model = initial_model(job.model, config.seed, start, job.data.tokenizer).to(device)
         self.ema = EMA(self.model, config.ema_decay)
         if job.recomputing:  # the averages' copy has no backward pass
             recompute_blocks(self.model)
@@ -113,6 +119,7 @@ class _Worker:
         self.network = spread(self.model, self.ema.model, device, world, cut=cut)
         self.optimization = Optimization(self.model, config)
         self.start = self._go_on()
+        self.asked, self.asked_at, self.asks_at = time.monotonic(), self.start, self.start + 1
         held = _held(job, self.store)
         self.heldout = HeldoutLoss(held, config, rank, world) if held is not None else None
         self.watch, self.saver = (
@@ -127,9 +134,17 @@ class _Worker:
 
     def _go_on(self) -> int:
         """Take the newest checkpoint that is whole; returns the number of steps done."""
-        folder = newest_whole(Path(self.job.progress)) if self.rank == 0 else None
-        folder = as_the_first_says(folder or (Path(self.job.begin) if self.job.begin else None))
+        folder = self.progress
         return load_progress(folder, self.model, self.ema, self.optimization) if folder else 0
+
+    def _find_progress(self) -> Path | None:
+        """Return the newest checkpoint that is whole, which the first worker finds.
+
+        It reads all of it for the checksums; the others wait for that without the time limit of the group.
+        """
+        newest = newest_whole(Path(self.job.progress)) if self.rank == 0 else None
+        found = newest or (Path(self.job.begin) if self.job.begin else None)
+        return ray.train.collective.broadcast_from_rank_zero(found)
 
     def train(self) -> dict[str, Any]:
         """Take the steps that are left. Raises FloatingPointError when too many in a row are not finite."""
@@ -154,7 +169,7 @@ class _Worker:
         """Log and save where it is due after this many steps; returns why the workers are to leave, if they are."""
         config, is_last = self.job.config, done == self.job.config.train_steps
         logs = done % config.log_every == 0 or is_last
-        leaves = self._asked_to_leave() if logs and not is_last else ""
+        leaves = self._asked_to_leave(done) if not is_last else ""
         saves = done % config.checkpoint_every == 0 or is_last or leaves
         found = self._heldout_losses() if saves else {}
         if logs or found:
@@ -175,8 +190,13 @@ class _Worker:
                 self.log.held_up(seconds)
         return leaves
 
-    def _asked_to_leave(self) -> str:
-        """Return why the workers are to save and leave, if they are; all of them ask."""
+    def _asked_to_leave(self, done: int) -> str:
+        """Return why the workers are to save and leave, if they are; all of them ask, once in some seconds."""
+        if done < self.asks_at:
+            return ""
+        since, self.asked = time.monotonic() - self.asked, time.monotonic()
+        steps = max(1, int((done - self.asked_at) * _ASK_SECONDS / max(since, 1e-3)))
+        self.asked_at, self.asks_at = done, done + as_the_first_says(min(steps, self.job.config.log_every))
         if self.job.noticing and ray.train.get_preemption_info() is not None:
             (Path(self.job.progress) / DRAINED).touch()
             return PREEMPTED

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,16 +159,17 @@ def check_same(root: Path, of: Mapping[str, Any]) -> None:
 
 def newest_whole(root: Path, pass_over: Callable[[str], None] = lambda _: None) -> Path | None:
     """Return the folder of the newest progress that is whole, or None; `pass_over` is told of each that is not."""
-    for folder in _newest_first(root):
+    for folder in folders(root):
         if not (found := fault(folder)):
             return folder
         pass_over(f"{folder}: {found}; passed over")
     return None
 
 
-def _newest_first(root: Path) -> Iterator[Path]:
+def folders(root: Path) -> list[Path]:
+    """Return the folders of all progress below `root`, whole or not, newest first."""
     found = [path for path in root.glob(f"{_STEP}*") if path.is_dir()]
-    yield from sorted(found, key=lambda path: (step_of(path), len(path.name), path.name), reverse=True)
+    return sorted(found, key=lambda path: (step_of(path), len(path.name), path.name), reverse=True)
 
 
 def fault(folder: Path) -> str:

@@ -71,6 +71,9 @@ class TrainingProgress:
             return
         if "heldout_loss" in line:
             self._heldout = f", held out {line['heldout_loss']:.3f}"
+        if "skipped" in line:
+            told = f"{line['skipped']} steps skipped, the last {line['skipped_step']}"
+            stage("checkpoint", f"{told}: their gradients were not finite")
         rate = f"{line['images_per_second']:.0f} images/s, MFU {line['mfu']:.0%}"
         self._progress.update(line["step"], f", loss {line['loss']:.3f}{self._heldout}, {rate}")
         self._hand_on(line)

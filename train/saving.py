@@ -2,7 +2,6 @@
 
 import errno
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -61,13 +60,12 @@ class Saver:
         def write(_: object, folder: str) -> ray.train.Checkpoint:
             return self._write(pieces, self._root / folder, metrics)
 
-        with tempfile.TemporaryDirectory() as empty:
-            ray.train.report(
-                dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(empty), checkpoint_dir_name=name,
-                checkpoint_upload_fn=write, checkpoint_upload_mode=mode.SYNC if last else mode.ASYNC,
-                delete_local_checkpoint_after_upload=False,
-                validation=asked(int(metrics["step"])) if measured else False,
-            )  # fmt: skip
+        ray.train.report(  # of what is handed over Ray reads nothing: `write` writes it
+            dict(metrics), checkpoint=ray.train.Checkpoint(str(self._root)), checkpoint_dir_name=name,
+            checkpoint_upload_fn=write, checkpoint_upload_mode=mode.SYNC if last else mode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            validation=asked(int(metrics["step"])) if measured else False,
+        )  # fmt: skip
         return time.monotonic() - began
 
     def _write(self, pieces: Mapping[str, Piece], folder: Path, metrics: Mapping[str, float]) -> ray.train.Checkpoint:
@@ -79,8 +77,9 @@ class Saver:
                     raise
                 time.sleep(_TRY_AGAIN_SECONDS)
                 continue
+            wait = _LOOK_SECONDS / 2
             while not is_written(folder, self._world):  # a worker that ends takes this one with it
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(wait := min(2 * wait, _TRY_AGAIN_SECONDS))
             if self._rank == 0 and LOSS in metrics:
                 with suppress(OSError):  # the progress is whole: a best that is not kept is no failure
                     keep_if_best(self._root, folder, LOSS, metrics[LOSS])

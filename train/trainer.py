@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from upath import UPath
 
 from infra.cluster import Compute, Workers, connected, keeping_interrupts
 from infra.console import stage
+from infra.errors import InputError
 from infra.fingerprint import canonical
-from infra.follow import append, following, logged
+from infra.follow import following, logged
 from infra.processor import multiplies_bf16
 from infra.storage import read_json
 from tokenize_jobs.store.shards import MANIFEST
@@ -27,16 +30,19 @@ from train.card import ModelCard, read_card
 from train.checkpoint import write_model
 from train.config import Train
 from train.log import NOT_METRICS
-from train.loop import FAILED, PREEMPTED, STOPPED, Data, TrainJob, train_worker
+from train.loop import FAILED, PREEMPTED, REFUSED, STOPPED, Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
 from train.progress import EMA_OF_IT, MODEL, check_same, fault, newest_whole, read_weights, step_of
+from train.rerun import begin_like, put_in_order, say_passed_over
 from train.results import BEST, EVALUATIONS, LOG, CheckpointResult
 from train.start import Start
-from train.validation import DRAINED, STOP, Validation
+from train.validation import STOP, Validation
 
 RUN = "ray_train"
 _MOST_FAILURES = 3  # of the workers: they go on after more where a checkpoint was written since the first
+_MOST_STARTS = 4  # that wait for nodes in vain, before a line says so and the next ones wait
+_START_SECONDS = "20"  # of an elastic group, which Ray first asks of a dead node too: it takes those that are there
 _LOOK_SECONDS = 30  # for nodes that have come
 _LEAVE_SECONDS = 120  # a signal to all processes at once has ended the workers too: nobody saves then
 
@@ -75,7 +81,8 @@ def train(
 
     Run again after any interruption, it goes on from the newest checkpoint; before there is any, from that of `begin`,
     a finished training that differs in its number of steps alone. Raises InputError when the model
-    does not fit the latents or `out` holds a checkpoint of another training, RuntimeError when training diverged.
+    does not fit the latents, `out` holds a checkpoint of another training, or a worker finds what it is given damaged;
+    RuntimeError when training diverged.
     """
     manifest = read_json(data.store / MANIFEST)
     kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
@@ -93,13 +100,15 @@ def train(
                     "tokenizer": card.tokenizer_hash})  # fmt: skip
     check_same(root, of)
     told = following(log, on_log), following(log.with_name(EVALUATIONS), on_log)
+    if compute.train.most_workers:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _START_SECONDS
     with connected(compute) as cluster, told[0], told[1], keeping_interrupts(), _stopping(root / STOP):
         workers = _workers(config, compute, cluster.train)
         if validation is not None:
-            workers = validation.beside(workers, chosen=compute.train.cpus > 0)
+            workers = _beside(validation, workers, config, compute)
         job = TrainJob(
             config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
-            _begin(begin, root, log), of, _noticing(compute), compute.train.sharded,
+            begin_like(begin, root, log, RUN), of, _noticing(compute), compute.train.sharded,
             _recomputing(config, model, workers, cut=compute.train.sharded), validation.every if validation else 0,
             from_model,
         )  # fmt: skip
@@ -120,6 +129,15 @@ def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
     return workers
 
 
+def _beside(validation: Validation, workers: Workers, config: Train, compute: Compute) -> Workers:
+    """Return the workers with room for what measures checkpoints, where nobody has said how many train."""
+    asked = compute.train
+    left = validation.beside(
+        workers, chosen=bool(asked.workers or asked.most_workers if validation.gpus else asked.cpus)
+    )
+    return left if left.count == workers.count else replace(left, count=_busy(config, left.count))
+
+
 def _noticing(compute: Compute) -> bool:
     """Have Ray watch for nodes that will be taken away, unless the cluster is this process' own: it costs a process."""
     joined = bool(compute.address or os.environ.get("RAY_ADDRESS"))
@@ -138,12 +156,14 @@ def _recomputing(config: Train, model: Model, workers: Workers, *, cut: bool) ->
 
 def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict[str, Any]) -> CheckpointResult:
     """Write the model directory from the last progress, if the training came to its end."""
+    if REFUSED in returned:
+        raise InputError(returned[REFUSED])
     if FAILED in returned:
         raise RuntimeError(f"training diverged: {returned[FAILED]}. Lower --train.lr or raise --train.warmup-steps.")
     if STOPPED in returned:
         stage("checkpoint", f"stopped after step {returned[STOPPED]}, where the next run goes on")
         raise KeyboardInterrupt
-    folder = newest_whole(root, _say_passed_over)
+    folder = newest_whole(root, say_passed_over)
     if folder is None or step_of(folder) < card.train_steps:
         raise RuntimeError(f"the last checkpoint below {root} is damaged: run again, which makes it again")
     weights = read_weights(folder, MODEL)
@@ -162,7 +182,7 @@ def _write_best(card: ModelCard, out: UPath, root: Path) -> Best | None:
     """Leave the best model too, as a directory of its own, where it is not the last; returns which one it is."""
     kept = best(root)
     if kept is not None and (found := fault(kept.folder)):
-        _say_passed_over(f"{kept.folder}: {found}; passed over")
+        say_passed_over(f"{kept.folder}: {found}; passed over")
         return None
     if kept is not None and kept.step != card.train_steps:
         stage("checkpoint", f"the best by {kept.by} was step {kept.step} ({kept.value:.4g}): {out / BEST}")
@@ -170,19 +190,6 @@ def _write_best(card: ModelCard, out: UPath, root: Path) -> Best | None:
         seen = kept.step * card.images_seen // card.train_steps
         write_model(out / BEST, replace(card, train_steps=kept.step, images_seen=seen), *weights)
     return kept
-
-
-def _begin(begin: UPath | None, root: Path, log: Path) -> str:
-    """Return the progress to begin with, with the log that led to it, or nothing where there is progress already."""
-    if begin is None or newest_whole(root) is not None:
-        return ""
-    folder = newest_whole(Path(str(begin)) / RUN, _say_passed_over)
-    if folder is None:
-        return ""
-    stage("checkpoint", f"the same training as {begin.name} but longer: going on from its step {step_of(folder)}")
-    for line in logged(Path(str(begin)) / LOG):
-        append(log, line)
-    return str(folder)
 
 
 def _warn_of_bf16(config: Train, workers: Workers) -> None:
@@ -229,32 +236,10 @@ def _stopping(stop: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_passed_over(fault: str) -> None:
-    stage("checkpoint", f"damaged checkpoint: {fault}")
-
-
-def _drop_damaged_list(root: Path) -> None:
-    """Remove Ray's list of checkpoints where it is cut short or names one that is gone: Ray would not start.
-
-    It forgets the checkpoints in it, which then stay until the folder is removed.
-    """
-    listed = root / "checkpoint_manager_snapshot.json"
-    try:
-        is_whole = all((root / of["checkpoint_dir_name"]).is_dir() for of in read_json(listed)["checkpoint_results"])
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        listed.unlink()
-
-
 def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.ValidationConfig | None) -> dict[str, Any]:
     """Train to the end, whatever fails, as long as each few failures are followed by progress; returns what it says."""
     while True:
-        _drop_damaged_list(Path(job.progress))
-        (Path(job.progress) / DRAINED).unlink(missing_ok=True)
-        begun = newest_whole(Path(job.progress), _say_passed_over)
+        begun = put_in_order(Path(job.progress))
         if begun is not None:
             stage("checkpoint", f"going on from step {step_of(begun)}")
         elif job.start is not None and not job.begin:
@@ -266,7 +251,12 @@ def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.Validatio
             stage(
                 "checkpoint", f"a node will be taken away: saved after step {returned[PREEMPTED]}, going on elsewhere"
             )
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"training failed: Ray Train's controller ended: {error}") from None
         except ray.train.TrainingFailedError as error:
+            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                stage("checkpoint", f"no nodes hold {group.fewest.count} workers: waiting for them")
+                continue
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
                 raise RuntimeError(f"training failed: {error}") from None
@@ -285,7 +275,10 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=_MOST_FAILURES - 1, controller_failure_limit=20),  # pyrefly: ignore
+            failure_config=ray.train.FailureConfig(
+                max_failures=_MOST_FAILURES - 1,
+                controller_failure_limit=_MOST_STARTS,  # pyrefly: ignore
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

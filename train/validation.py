@@ -1,5 +1,6 @@
 """Checkpoints measured off the training's workers, by a function handed down: no step waits, no failure counts."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from infra.follow import append
 from train.best import DISTANCE, keep_if_best
 from train.card import ModelCard
 from train.checkpoint import write_model
-from train.progress import EMA_OF_IT, MODEL, read_weights, step_of
+from train.progress import EMA_OF_IT, MODEL, folders, read_weights, step_of
 
 STOP, DRAINED = "stop", "drained"
 """Files beside the progress: the training is to end, or leaves a node: no measurement holds it up then."""
@@ -40,12 +41,20 @@ class Validation:
     """Digest of the conditions that the numbers are measured under."""
 
     def beside(self, workers: Workers, *, chosen: bool) -> Workers:
-        """Return the workers with a core left free, unless their cores were chosen. Raises InputError where none is."""
-        if self.gpus or chosen or workers.gpus:
+        """Return the workers with a core or GPU left free, unless they were `chosen`.
+
+        Raises InputError where none is.
+        """
+        if chosen:
             return workers
-        if workers.cpus < 2:
+        if self.gpus:
+            left = workers.count - math.ceil(self.gpus / workers.gpus) if workers.gpus else workers.count
+            if left < 1:
+                raise InputError("--evaluate.meanwhile.gpus: the training takes the only GPU; 0 measures on a core")
+            return replace(workers, count=left)
+        if workers.cpus < 2 and not workers.gpus:
             raise InputError("--evaluate.meanwhile.every measures on a core beside the training: it has one core alone")
-        return replace(workers, cpus=workers.cpus - 1)
+        return replace(workers, cpus=max(workers.cpus - 1, 1))
 
     def for_ray(self, card: ModelCard, root: Path, log: Path) -> ray.train.ValidationConfig:
         """Return what Ray Train is told; numbers go to the file `log`, and decide which progress in `root` is best."""
@@ -61,8 +70,15 @@ def asked(step: int) -> ray.train.ValidationTaskConfig:
 def _validate(
     checkpoint: ray.train.Checkpoint, step: int, validation: Validation, card: ModelCard, root: Path, log: Path
 ) -> dict[str, Any]:
-    """Have a checkpoint measured by a process of its own; what fails there is told in the log, and costs nothing."""
+    """Have a checkpoint measured by a process of its own; what fails there is told in the log, and costs nothing.
+
+    Ray Train measures one after the other and keeps all that wait: a checkpoint is passed over when a newer one waits.
+    """
     folder, began = Path(checkpoint.path), time.monotonic()
+    newest = max(map(step_of, folders(root)), default=step)
+    if newest // validation.every > step // validation.every:
+        append(log, {"step": step, "failed": f"passed over: step {newest} is there already, and is measured next"})
+        return {}
     options = {"num_cpus": 1, "num_gpus": validation.gpus, "max_retries": _ATTEMPTS - 1}
     is_left = False
     try:

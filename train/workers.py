@@ -16,7 +16,7 @@ def mean_of_all(values: Tensor) -> Tensor:
 
 
 def as_the_first_says(value: T) -> T:
-    """Return the value of the first worker."""
+    """Return the value of the first worker, which must come to it within the group's time limit."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return value
     said = [value]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,8 @@ def written(folder, **changes):
     import socket
 
     now = time.time()
-    hold = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "renewed": now, **changes}
+    here = {"host": socket.gethostname(), "namespace": str(Path("/proc/self/ns/pid").readlink())}
+    hold = {**here, "pid": os.getpid(), "since": now, "renewed": now, **changes}
     write_json(location(folder) / HOLD, hold)
     return hold
 
@@ -50,9 +52,16 @@ def test_several_may_share_what_several_can_make(tmp_path):
         ({}, True),
         ({"pid": None}, False),
         ({"host": "elsewhere", "pid": 1}, True),
+        ({"namespace": "another container's", "pid": 4_000_000}, True),
         ({"host": "elsewhere", "pid": 1, "renewed": 0.0}, False),
     ],
-    ids=["here and running", "here and dead", "elsewhere and renewed", "elsewhere and silent"],
+    ids=[
+        "here and running",
+        "here and dead",
+        "elsewhere and renewed",
+        "another container here",
+        "elsewhere and silent",
+    ],
 )
 def test_hold_of_a_dead_process_ends_by_itself(tmp_path, changes, alive):
     if changes.get("pid", 0) is None:
@@ -101,3 +110,25 @@ def test_of_many_that_begin_at_once_one_holds(tmp_path, dead_before):
         thread.join()
     assert most == 1
     assert refused >= 1
+
+
+def test_process_that_stood_still_and_was_taken_for_dead_is_stopped_and_leaves_the_others_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr("infra.hold._RENEWED_EVERY_SECONDS", 0.05)
+
+    def make():
+        with holding(location(tmp_path)):
+            written(tmp_path, host="elsewhere", pid=1)
+            time.sleep(20)
+
+    with pytest.raises(InputError, match="stood still, and was taken for dead by process 1 on elsewhere"):
+        make()
+    assert holder(location(tmp_path)).host == "elsewhere"
+
+
+def test_filesystem_without_links_has_one_holder_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    with holding(location(tmp_path)):
+        assert holder(location(tmp_path)).pid == os.getpid()
+        with pytest.raises(InputError, match="is being made"), holding(location(tmp_path)):
+            pass
+    assert holder(location(tmp_path)) is None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from infra.artifact import Step
 from infra.errors import InputError
@@ -11,8 +12,9 @@ from infra.result import Result
 from infra.storage import location
 from infra.tracking import Tracker
 from pipeline.recipes import RECIPES, emoji_32
-from pipeline.record import MOST_POINTS, Thinned, told_apart
+from pipeline.record import MOST_POINTS, LiveMetrics, Thinned, told_apart
 from pipeline.run import _is_recorded_whole, _made_and_recorded
+from train.results import GRIDS
 
 
 @pytest.mark.parametrize(("steps", "every"), [(12, 2), (2000, 10), (250_000, 20), (6007, 1), (1, 1)])
@@ -53,6 +55,24 @@ def test_curve_of_a_record_that_was_cut_short_is_not_doubled_by_the_next(tmp_pat
     for sent in (points[:3], points, points):
         tracker.curve(run, "mse", sent)
     assert [(point.step, point.value) for point in tracker.client.get_metric_history(run, "mse")] == points
+
+
+def test_what_was_measured_of_a_checkpoint_is_sent_while_the_training_goes_on_and_its_picture_once(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", location(tmp_path))
+    step = Step(location(tmp_path), "checkpoint", "small", {}, {}, lambda _: Made(), Made)
+    (tmp_path / str(step.path) / GRIDS).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / str(step.path) / GRIDS / "step_00000020.png")
+    for _ in range(2):  # a driver that was killed, and the next one
+        live = LiveMetrics(every_seconds=0)
+        live.follow(tracker, tracker.open("small", "parent"), step, "commit", 100)
+        live({"step": 40, "time": 1.0, "loss": 0.5})
+        live({"step": 20, "time": 2.0, "fd": 7.0})
+    run = tracker.open("checkpoint", step.fingerprint, tracker.open("small", "parent"))
+    assert [(point.step, point.value) for point in tracker.client.get_metric_history(run, "fd")] == [(20, 7.0)]
+    assert [point.step for point in tracker.client.get_metric_history(run, "train/loss")] == [40]
+    pictures = [file.path for file in tracker.client.list_artifacts(run, "images") if file.path.endswith(".png")]
+    assert len(pictures) == 1
+    assert "meanwhile~step_00000020" in pictures[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -53,10 +53,11 @@ def test_nor_is_one_of_other_latents_nor_one_whose_rate_falls_nor_one_to_be_made
     assert shorter(step(tmp_path, longer), 200) is not None
 
 
-def test_nor_is_one_that_other_code_made(tmp_path):
+def test_one_that_other_code_made_is_gone_on_from_and_told(tmp_path, capsys):
     made = step(tmp_path, SHORT, code=("train/step.py", "train/ema.py")).build()
     record = made.path / "artifact.json"
     digest = made.record["code"]["train/ema.py"]
     record.write_text(record.read_text().replace(digest, "0" * len(digest)))
     longer = step(tmp_path, replace(SHORT, train_steps=200), code=("train/step.py", "train/ema.py"))
-    assert shorter(longer, 200) is None
+    assert shorter(longer, 200) == made.path
+    assert "made by other code (train/ema.py); --again checkpoint" in capsys.readouterr().out

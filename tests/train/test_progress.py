@@ -1,14 +1,11 @@
 """Which checkpoint a training goes on from: the newest that is whole, whatever happened to those after it."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from infra.errors import InputError
 from train.progress import MODEL, Piece, check_same, folder_for, newest_whole, read_weights, step_of, write_progress
-from train.trainer import _drop_damaged_list
 
 
 def write(folder, value, workers=2, of=None):
@@ -115,32 +112,3 @@ def test_progress_of_an_earlier_version_is_named(tmp_path):
     told = []
     assert newest_whole(tmp_path, told.append) is None
     assert "earlier version" in told[0]
-
-
-@pytest.mark.parametrize(
-    ("listed", "kept"),
-    [(["step_00000004", "step_00000008"], True), (["step_00000004", "gone"], False), (None, False), ([], True)],
-)
-def test_list_of_rays_that_is_cut_short_or_names_what_is_gone_is_no_end_of_the_training(listed, kept, root):
-    path = root / "checkpoint_manager_snapshot.json"
-    names = ["step_00000004"] if listed is None else listed
-    text = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
-    path.write_text(text if listed is not None else text[: len(text) // 2])
-    _drop_damaged_list(root)
-    assert path.exists() == kept
-    _drop_damaged_list(root / "none")
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_list_of_rays_damaged_anywhere_is_removed_or_is_one_that_can_be_read(seed, root):
-    """Whatever a kill or a bad disk left of it: no traceback, and what stays is JSON that names what is there."""
-    random, path = np.random.default_rng(seed), root / "checkpoint_manager_snapshot.json"
-    names = ["step_00000004", "step_00000008", "step_00000012"]
-    content = bytearray(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}).encode())
-    for _ in range(random.integers(4)):
-        content[random.integers(len(content))] = random.integers(256)
-    path.write_bytes(content[: random.integers(len(content) + 1)] if random.random() < 0.5 else content)
-    _drop_damaged_list(root)
-    if path.exists():
-        listed = json.loads(path.read_bytes())["checkpoint_results"]
-        assert all((root / of["checkpoint_dir_name"]).is_dir() for of in listed)

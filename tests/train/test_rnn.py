@@ -19,10 +19,11 @@ def test_condition_sees_exactly_its_raster_prefix():
 def test_a_step_reads_one_row_wherever_it_is():
     model, tokens = randomised(small("rnn")), torch.randn(2, 16, 3)
     state, read = model.begin(model.class_vectors(torch.tensor([0, 1]), 2), torch.arange(16).expand(2, -1)), []
-    model.lstm.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
     for start in range(16):
         model.conditions(state, tokens, start, start + 1)
-    assert read == [1] * 16
+    assert read == [1] * 16 * len(model.layers)
 
 
 def test_class_and_position_reach_every_condition():
@@ -30,6 +31,16 @@ def test_class_and_position_reach_every_condition():
     found = model.training_conditions(tokens, model.class_vectors(torch.tensor([0, 1]), 2), torch.arange(16), 0)
     assert (found[0] != found[1]).any(-1).all()
     assert len(found[0].unique(dim=0)) == 16
+
+
+def test_class_biases_each_layer():
+    model, tokens = randomised(small("rnn")), torch.randn(1, 16, 3)
+    rows = model.rows(tokens, 0, 16)
+    for layer in model.layers:
+        for other in model.layers:
+            other.class_bias.weight.data.fill_(0.1 if other is layer else 0)
+        one, other = (model.read(rows, model.class_vectors(torch.tensor([label]), 1), None)[0] for label in (0, 1))
+        assert (one != other).all()
 
 
 def test_every_parameter_has_a_gradient():  # several workers would wait for one without

@@ -3,25 +3,40 @@
 import json
 
 import pytest
+import ray.train
 
 from infra.cluster import Workers
 from infra.errors import InputError
 from infra.storage import location
 from train.results import EVALUATIONS, CheckpointResult, TrainingProgress
-from train.validation import Validation
+from train.validation import Validation, _validate
 
 
 def measure(model, step, cores):
     return {"fd": float(step)}
 
 
-def test_core_is_left_free_unless_cores_were_chosen_or_a_gpu_measures():
+def test_core_or_gpu_is_left_free_unless_they_were_chosen():
     validation = Validation(measure, 10)
     assert validation.beside(Workers(1, 4, 0), chosen=False) == Workers(1, 3, 0)
     assert validation.beside(Workers(1, 4, 0), chosen=True) == Workers(1, 4, 0)
-    assert Validation(measure, 10, gpus=1).beside(Workers(8, 4, 1), chosen=False) == Workers(8, 4, 1)
+    assert validation.beside(Workers(8, 4, 1), chosen=False) == Workers(8, 3, 1)
+    assert validation.beside(Workers(8, 1, 1), chosen=False) == Workers(8, 1, 1)
+    on_gpu = Validation(measure, 10, gpus=1)
+    assert on_gpu.beside(Workers(8, 4, 1), chosen=False) == Workers(7, 4, 1)
+    assert on_gpu.beside(Workers(8, 4, 1), chosen=True) == Workers(8, 4, 1)
+    with pytest.raises(InputError, match="the only GPU"):
+        on_gpu.beside(Workers(1, 4, 1), chosen=False)
     with pytest.raises(InputError, match="meanwhile"):
         validation.beside(Workers(1, 1, 0), chosen=False)
+
+
+def test_checkpoint_is_passed_over_when_a_newer_one_waits(tmp_path):
+    for step in (10, 15, 20):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    checkpoint, log = ray.train.Checkpoint(str(tmp_path / "step_00000010")), tmp_path / "evaluations.jsonl"
+    assert _validate(checkpoint, 10, Validation(measure, 10), None, tmp_path, log) == {}
+    assert json.loads(log.read_text())["failed"].startswith("passed over: step 20")
 
 
 def test_measurements_are_told_handed_on_and_curves_of_the_training(tmp_path, capsys):

@@ -14,13 +14,31 @@ from train.models.autoregressor import GridAutoregressor
 from train.models.config import Model
 from train.models.trunks import RecurrentTrunk
 
+_Memory = list[tuple[Tensor, Tensor]]
+"""Hidden state and cells (1, B, D) of each layer."""
+
 
 @dataclass
 class _Generation:
     class_vectors: Tensor
-    memory: tuple[Tensor, Tensor] | None = None
-    """Hidden states and cells (depth, B, D) after the rows read; None before the first."""
+    memory: _Memory | None = None
+    """After the rows read; None before the first."""
     rows_read: int = 0
+
+
+class RecurrentLayer(nn.Module):
+    """One LSTM, whose input is biased by the class."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.class_bias = nn.Linear(width, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+
+    def forward(
+        self, rows: Tensor, class_vectors: Tensor, memory: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Read rows (B, N, D) of classes (B, D) after `memory`; returns what they became, and the memory after them."""
+        return self.lstm(rows + self.class_bias(class_vectors)[:, None], memory)
 
 
 class PixelRNN(GridAutoregressor):
@@ -32,25 +50,29 @@ class PixelRNN(GridAutoregressor):
         super().__init__(config, trunk.width, condition_width=trunk.width)
         self.target_pos_embed_learned = nn.Parameter(torch.empty(1, config.num_tokens, trunk.width))
         self.first = nn.Parameter(torch.empty(1, 1, trunk.width))
-        self.lstm = nn.LSTM(trunk.width, trunk.width, trunk.depth, batch_first=True)
+        self.layers = nn.ModuleList(RecurrentLayer(trunk.width) for _ in range(trunk.depth))
         self.norm = nn.LayerNorm(trunk.width, eps=1e-6)
         self.initialise()
 
-    def rows(self, tokens: Tensor, class_vectors: Tensor, first: int, stop: int) -> Tensor:
+    def rows(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """Return the input rows (B, stop - first, D): row i holds token i - 1, and is told of position i."""
         read = self.z_proj(tokens[:, max(first - 1, 0) : stop - 1])
         begin = self.first.expand(len(tokens), -1, -1)[:, first:1]
-        told = self.target_pos_embed_learned[:, first:stop] + class_vectors[:, None]
-        return self.z_proj_ln(torch.cat([begin, read], 1) + told)
+        return self.z_proj_ln(torch.cat([begin, read], 1) + self.target_pos_embed_learned[:, first:stop])
 
-    def read(self, rows: Tensor, memory: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run the LSTM over rows (B, N, D), in float32 under autocast too: errors add up in its cells."""
+    def read(self, rows: Tensor, class_vectors: Tensor, memory: _Memory | None) -> tuple[Tensor, _Memory]:
+        """Run the layers over rows (B, N, D), in float32 under autocast too: errors add up in their cells."""
+        after: _Memory = []
         with torch.autocast(rows.device.type, enabled=False):
-            return self.lstm(rows.to(self.first.dtype), memory)
+            rows, class_vectors = rows.to(self.first.dtype), class_vectors.to(self.first.dtype)
+            for place, layer in enumerate(self.layers):
+                rows, kept = layer(rows, class_vectors, memory[place] if memory else None)
+                after.append(kept)
+        return rows, after
 
     def training_conditions(self, tokens: Tensor, class_vectors: Tensor, order: Tensor, num_visible: int) -> Tensor:  # noqa: ARG002
         """Return the condition (B, L - num_visible, D) of each token after the visible ones, in raster order."""
-        read, _ = self.read(self.rows(tokens, class_vectors, 0, tokens.shape[1]), None)
+        read, _ = self.read(self.rows(tokens, 0, tokens.shape[1]), class_vectors, None)
         return self._told(read)[:, num_visible:]
 
     def begin(self, class_vectors: Tensor, order: Tensor) -> _Generation:  # noqa: ARG002  always the same
@@ -61,8 +83,8 @@ class PixelRNN(GridAutoregressor):
         """Return the condition (B, 1, D) of token `start`, reading only rows not read before."""
         if stop != start + 1:
             raise ValueError(f"a recurrent model predicts one token a step, not {stop - start}")
-        rows = self.rows(tokens, state.class_vectors, state.rows_read, stop)
-        read, state.memory = self.read(rows, state.memory)
+        rows = self.rows(tokens, state.rows_read, stop)
+        read, state.memory = self.read(rows, state.class_vectors, state.memory)
         state.rows_read = stop
         return self._told(read[:, -1:], start)
 

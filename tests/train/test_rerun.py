@@ -1,0 +1,83 @@
+"""What a killed training left behind: Ray's list of checkpoints, and folders that nobody goes on from any more."""
+
+import json
+
+import numpy as np
+import pytest
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
+
+from tests.train.test_progress import write
+from train.progress import folders
+from train.rerun import LIST, put_in_order
+
+NAMES = ("step_00000004", "step_00000008", "step_00000012")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three whole checkpoints, of which Ray's list knows the newer two."""
+    for name in NAMES:
+        write(tmp_path / name, int(name[-2:]))
+    return tmp_path
+
+
+def listing(*names):
+    """Ray's list, as it writes it."""
+    result = {"metrics": {"step": 1, "heldout_loss": 0.5}}
+    return {
+        "ray_version": "2.60.0", "checkpoint_results": [{"checkpoint_dir_name": name, **result} for name in names],
+        "checkpoint_report_indices": list(range(len(names))), "latest_checkpoint_result": None,
+        "pending_training_results": [], "pending_validation_specs": [], "current_report_index": len(names),
+        "validated_checkpoint_dir_names": [], "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("listed", "kept"),
+    [
+        (json.dumps(listing(*NAMES[1:])), True),
+        (json.dumps(listing(NAMES[2], "gone")), False),
+        (json.dumps(listing(*NAMES[1:]) | {"checkpoint_report_indices": [0]}), False),
+        (json.dumps(listing(*NAMES[1:]) | {"current_report_index": "?"}), False),
+        (json.dumps({"checkpoint_results": []}), False),
+        (json.dumps(listing(*NAMES))[:100], False),
+    ],
+)
+def test_list_that_ray_could_not_read_is_no_end_of_the_training(listed, kept, root):
+    (root / LIST).write_text(listed)
+    assert put_in_order(root).name == NAMES[2]
+    assert (root / LIST).exists() == kept
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_list_damaged_anywhere_is_removed_or_is_one_that_ray_reads(seed, root):
+    """Whatever a kill or a bad disk left of it: no traceback, and the newest checkpoint stays."""
+    random, path = np.random.default_rng(seed), root / LIST
+    content = bytearray(json.dumps(listing(*NAMES[1:])).encode())
+    for _ in range(random.integers(4)):
+        content[random.integers(len(content))] = random.integers(256)
+    path.write_bytes(content[: random.integers(len(content) + 1)] if random.random() < 0.5 else content)
+    assert put_in_order(root).name == NAMES[2]
+    if path.exists():
+        state = _CheckpointManagerState.parse_obj(json.loads(path.read_bytes()))
+        assert all((root / result.checkpoint_dir_name).is_dir() for result in state.checkpoint_results)
+
+
+def test_older_checkpoints_that_ray_does_not_know_are_removed(root, capsys):
+    (root / LIST).write_text(json.dumps(listing(*NAMES[1:])))
+    (root / "step_00000006").mkdir()  # a kill while it was written
+    (root / "step_00000016").mkdir()
+    (root / "step_00000002").mkdir()
+    (root / "step_00000002" / "progress.pt").touch()
+    put_in_order(root)
+    assert {folder.name for folder in folders(root)} == {*NAMES[1:], "step_00000002", "step_00000016"}
+    assert "removed 2 older checkpoints" in capsys.readouterr().out
+
+
+def test_nothing_is_removed_while_no_checkpoint_is_whole(tmp_path):
+    for step in (4, 8):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    assert put_in_order(tmp_path) is None
+    assert len(folders(tmp_path)) == 2
+    assert put_in_order(tmp_path / "none") is None
