@@ -20,9 +20,14 @@ from infra.console import say
 
 SECONDS = 780.0  # none is begun after; compiling takes the longest
 FEW = DiffusionSteps(first=25, last=25)
-ON_GPU = [
-    *(models.Case(model, batch, rounds=3) for model in ("MAR-B", "MAR-L") for batch in (64, 256)),
-    *(models.Case(model, batch, 64, FEW, rounds=2) for model in ("MAR-B", "MAR-L") for batch in (32, 256)),
+_SIZES = ("MAR-B", "MAR-L")
+ON_GPU = [  # what decides first
+    models.Case("MAR-B", 1, 64, FEW, rounds=1),
+    *(models.Case(model, 256, 64, FEW, rounds=2) for model in _SIZES),
+    *(models.Case(model, 64, rounds=3) for model in _SIZES),
+    *(models.Case(model, 256, 64, rounds=1) for model in _SIZES),
+    *(models.Case(model, batch, 64, FEW, rounds=2) for model in _SIZES for batch in (32, 128)),
+    *(models.Case(model, 256, rounds=3) for model in _SIZES),
 ]
 ON_CPU = [models.Case("small", 8, rounds=1), models.Case("small", 2, 2, DiffusionSteps(first=5, last=5), rounds=1)]
 
@@ -61,7 +66,9 @@ def rows(*, gpu: bool) -> list[tuple[str, Callable[[], str]]]:
         (case.title(), lambda case=case: training.row(case, models.DEVICE))
         for case in (training.ON_GPU if gpu else training.ON_CPU)
     ]
-    return [*trained, *cases, (f"KL-16 encoder, {size} px", lambda: encoder_row(size, batch, rounds))]
+    encoder = (f"KL-16 encoder, {size} px", lambda: encoder_row(size, batch, rounds))
+    first = 3 if gpu else 1  # a training is compiled twice: the larger micro-batches wait
+    return [*trained[:first], *cases[:5], encoder, *trained[first:], *cases[5:]]
 
 
 def main() -> int:

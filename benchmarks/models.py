@@ -7,6 +7,7 @@ On a GPU it measures the published sizes' batches; on a processor what minutes a
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import conditions, flops, interleaved, ratio, square_products
+from benchmarks.machine import conditions, flops, interleaved, kernels, ratio, square_products
 from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.orders import reveal_counts
 from evaluate.sampling.sampler import sample
 from infra.console import say
@@ -175,6 +177,8 @@ def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     """Return our sampler and the transcription's with the same draws."""
     shape = models()[case.model]
     model = fresh_model(shape).eval()
+    if DEVICE.type == "cuda":  # as `mar evaluate` does
+        model.head.compile_sampling()
     weights = {name: tensor.detach() for name, tensor in to_published(model.state_dict(), shape).items()}
     noise, labels = GivenNoise(case, shape), torch.arange(case.batch, device=DEVICE) % shape.num_classes
     settings = Sampling(
@@ -190,6 +194,24 @@ def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
         return unpatchify(tokens, shape.patch_size, shape.grid)
 
     return lambda: sample(model, labels, noise, settings), plain
+
+
+def noise_told(case: Case, seconds_of_sampling: float) -> str:
+    """Return how long one core draws a batch's noise, which a thread does beside the sampling, as a share of that."""
+    shape, noise = models()[case.model], ImageNoise(0, range(case.batch))
+    counts = reveal_counts("random", shape.num_tokens, case.ar_steps)
+    began = time.perf_counter()
+    for step, count in enumerate(counts):
+        noise.normal(case.diffusion.at(step, case.ar_steps), count, shape.token_channels)
+    return f"; noise {(time.perf_counter() - began) / seconds_of_sampling:.0%} of it, beside it"
+
+
+def kernels_told(case: Case, ours: Callable[[], Tensor]) -> str:
+    """Return the kernels that a GPU runs for each denoising step, with all that the trunk needs."""
+    if DEVICE.type != "cuda":
+        return ""
+    steps = sum(case.diffusion.at(step, case.ar_steps) for step in range(case.ar_steps))
+    return f"; {kernels(ours) / steps:.0f} kernels a denoising step"
 
 
 def row(case: Case, precision: str) -> str:
@@ -208,8 +230,9 @@ def row(case: Case, precision: str) -> str:
     times = interleaved(work, case.rounds)
     share = operations["ours"] / operations["product"] * ratio(times["product"], times["ours"])
     median, ceiling = statistics.median(times["ours"]), operations["product"] / statistics.median(times["product"])
+    sampled = f"{noise_told(case, median)}{kernels_told(case, ours)}" if case.ar_steps else ""
     return (
-        f"| {case.title()} | {precision} | {ratio(times['plain'], times['ours']):.2f}x "
+        f"| {case.title()}{sampled} | {precision} | {ratio(times['plain'], times['ours']):.2f}x "
         f"| {operations['ours'] / 1e12:.3f}, transcription {operations['plain'] / 1e12:.3f} "
         f"| {case.batch / median:.3g} | {memory} | {share:.0%} of {ceiling / 1e9:.0f} GFLOP/s | {difference:.0e} |"
     )

@@ -34,7 +34,7 @@ class Training:
         return f"{self.model}, training compiled, micro-batch {self.images}"
 
 
-ON_GPU = [Training(model, images) for model in ("MAR-L", "MAR-B", "MAR-H") for images in (64, 128, 256)]
+ON_GPU = [Training(model, images) for images in (64, 128, 256) for model in ("MAR-L", "MAR-B", "MAR-H")]
 ON_CPU = [Training("small", 8)]
 
 

@@ -76,8 +76,9 @@ def stacked(model: nn.Module) -> list[nn.Module]:
 def compile_training(model: Autoregressor, *, cut: bool = False, **options: Any) -> None:  # noqa: ANN401
     """Compile what a training step calls, each to one graph: the trunk, and the head's loss; options are torch's own.
 
-    The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step. Of a model that is `cut`
-    among workers each block is a graph, since its weights are gathered before it.
+    The number of visible tokens becomes a symbol of the graph: it is drawn anew in each step. Among workers that have
+    copies (DDP), torch cuts the graphs where gradients are exchanged; of a model that is `cut` each block is a graph,
+    since its weights are gathered before it.
     """
     options = {"fullgraph": True, **options}
     if cut:
