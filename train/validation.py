@@ -25,6 +25,7 @@ from train.progress import EMA_OF_IT, MODEL, folders, read_weights, step_of
 STOP, DRAINED = "stop", "drained"
 """Files beside the progress: the training is to end, or leaves a node: no measurement holds it up then."""
 _ATTEMPTS, _LOOK_SECONDS = 2, 1.0
+_MOST_WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def _validate(
 ) -> dict[str, Any]:
     """Have a checkpoint measured by a process of its own; what fails there is told in the log, and costs nothing.
 
-    Ray Train measures one after the other and keeps all that wait: a checkpoint is passed over when a newer one waits.
+    Ray Train measures one after the other, keeps all that wait, and ends when all are done: a checkpoint is passed over
+    when more than `_MOST_WAITING` newer ones wait.
     """
     folder, began = Path(checkpoint.path), time.monotonic()
     newest = max(map(step_of, folders(root)), default=step)
-    if newest // validation.every > step // validation.every:
-        append(log, {"step": step, "failed": f"passed over: step {newest} is there already, and is measured next"})
+    if newest // validation.every - step // validation.every > _MOST_WAITING:
+        append(log, {"step": step, "failed": f"passed over, since it is slower than the training, at step {newest}"})
         return {}
     options = {"num_cpus": 1, "num_gpus": validation.gpus, "max_retries": _ATTEMPTS - 1}
     is_left = False

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,17 +19,18 @@ from train.card import read_card
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 STEPS, EVERY = 300, 20
+MEASURED_EVERY = 4 * EVERY
 
 
 def measure(model, step, cores):
     """Die at one checkpoint, fail at another, and measure the others."""
-    if step == 2 * EVERY:
+    if step == MEASURED_EVERY:
         os.kill(os.getpid(), signal.SIGKILL)
-    if step == 4 * EVERY:
+    if step == 2 * MEASURED_EVERY:
         raise ValueError("no number today")
     assert (Path(model) / "ema.safetensors").exists()
     assert cores == 1
-    return {"fd": float(abs(step - 6 * EVERY))}
+    return {"fd": float(step)}
 
 
 def train_here(folder, measured=False, address="", steps=STEPS, most_workers=0):
@@ -51,7 +53,7 @@ def train_here(folder, measured=False, address="", steps=STEPS, most_workers=0):
     assert config.model.trunk == MODEL.trunk
     out = location(folder)
     data = Data(location(Path(folder).parent / "store"), Heldout(0.5))
-    validation = Validation(measure, 2 * EVERY) if measured else None
+    validation = Validation(measure, MEASURED_EVERY) if measured else None
     # one core each: with other numbers of threads, sums are rounded otherwise
     stage = ElasticStage(workers=1, most_workers=most_workers, cpus=1)
     compute = Compute(out=str(folder), address=address, train=stage)
@@ -94,10 +96,19 @@ def root(tmp_path_factory, no_cluster):
     return root
 
 
+def spoil(store, folder, most):
+    """Overwrite the latents of the first images that are trained on by what is no number."""
+    shard = folder / "shards" / "a.parquet"
+    content = shard.read_bytes()
+    rows = store.stored(np.arange(min(most, len(store))), np.zeros(min(most, len(store)), int))
+    for row in np.asarray(rows, np.float16):
+        assert row.tobytes() in content
+        content = content.replace(row.tobytes(), np.full_like(row, np.nan).tobytes())
+    shard.write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_sigterm_saves_and_a_damaged_checkpoint_is_passed_over(damage, root):
-    import numpy as np
-
     folder = root / damage.__name__
     process = start(folder)
     wait_for_step(folder, 2 * EVERY, process)
@@ -137,12 +148,12 @@ def test_measurement_that_dies_costs_the_training_nothing_and_the_best_is_kept(r
     code, output = finish(start(root / "measured", True))
     assert code == 0, output
     found = {line["step"]: line for line in logged(root / "measured" / "evaluations.jsonl")}
-    assert list(found) == list(range(2 * EVERY, STEPS + 1, 2 * EVERY))
-    assert "fd" not in found[2 * EVERY]
-    assert "no number today" in found[4 * EVERY]["failed"]
-    assert found[6 * EVERY]["fd"] == 0
+    assert list(found) == list(range(MEASURED_EVERY, STEPS + 1, MEASURED_EVERY))
+    assert "fd" not in found[MEASURED_EVERY]
+    assert "no number today" in found[2 * MEASURED_EVERY]["failed"]
+    assert found[3 * MEASURED_EVERY]["fd"] == 3 * MEASURED_EVERY
     best = read_card(root / "measured" / "best")
-    assert best.train_steps == 6 * EVERY
+    assert best.train_steps == 3 * MEASURED_EVERY
     assert weights(root / "measured") == weights(root / "straight")
 
 
@@ -165,6 +176,23 @@ def test_disk_that_is_full_is_waited_for(root):
         assert weights(folder) == weights(root / "straight")
     finally:
         subprocess.run(["umount", "-l", folder], check=False)
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_told_and_a_run_of_them_ends_it(root):
+    """One picture's latents are no numbers: it costs the steps that it is in. All of them end the training."""
+    for name, most in (("one", 1), ("all", 90)):
+        (root / name).mkdir()
+        spoil(half_held(root / name / "store"), root / name / "store", most)
+        code, output = finish(start(root / name / "out"))
+        log = logged(root / name / "out" / "metrics.jsonl")
+        if most == 1:
+            assert code == 0, output
+            assert "their gradients were not finite" in output
+            assert 0 < sum(line.get("skipped", 0) for line in log) < STEPS / 2
+            assert log[-1]["step"] == STEPS
+        else:
+            assert code == 1, output
+            assert "training diverged: 10 steps in a row without a finite gradient; step 10" in output
 
 
 @pytest.fixture
