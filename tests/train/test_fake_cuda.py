@@ -20,18 +20,24 @@ from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.tokenizers.kl import KLTokenizer, new_kl16
 from tokenize_jobs.tokenizers.small_kl import SmallKL
 from train.batches import StepInput, training_draws
+from train.config import Train
+from train.ema import EMA
 from train.heldout_loss import loss_of
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
 from train.models.flow import flow_rows
 from train.models.heads import HeadSampling
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
+from train.optimizer import Optimization
 
 CUDA = torch.device("cuda")
 TABLES = (cosine_schedule, respaced_schedule, sampling_tables, flow_rows)
 """Kept from one call to the next."""
 MOST_OPERATORS = {"diffusion": 240, "flow": 170}
 """Of a forward pass with its loss, of four blocks and a head of two: each is a launch, some 5 us on a GPU."""
+
+MOST_OF_ALL = 60
+"""Operators of clip, AdamW and averages that are not one a tensor."""
 
 
 class Operators(TorchDispatchMode):
@@ -76,6 +82,22 @@ def test_loss_stays_on_the_gpu_without_a_wait_and_in_few_operators(generation, k
     assert found.loss.device.type == "cuda"
     assert not operators.elsewhere
     assert operators.count <= MOST_OPERATORS[kind], operators.count
+
+
+def test_what_follows_the_backward_pass_stays_on_the_gpu_without_a_wait():
+    """Clip, AdamW, which may skip, and averages; the gradients come from nowhere."""
+    config = small()
+    with on_fake_gpu(config) as model:
+        ema, optimization = EMA(model, 0.99), Optimization(model, Train(warmup_steps=0))
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        with Operators() as operators:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimization.grad_clip)
+            optimization.step(skip := ~norm.isfinite())
+            ema.update(model, skip)
+        tensors = len(list(model.parameters()))
+    assert not operators.elsewhere
+    assert operators.count <= 2 * tensors + MOST_OF_ALL  # on a GPU, averages are one operator a tensor
 
 
 @pytest.mark.parametrize("kind", MOST_OPERATORS)
