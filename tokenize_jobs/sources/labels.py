@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 from infra.errors import InputError
 from infra.storage import location
 
+MOST_CLASSES = 100_000
+"""Larger numbers are none of a class, as dates."""
 _KEYS = {
     "key", "id", "image", "image_id", "image_name", "img", "file", "file_name", "filename", "file_path", "filepath",
     "name", "path",
