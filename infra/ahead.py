@@ -1,4 +1,4 @@
-"""What a loop needs next, made ahead in a thread."""
+"""What a loop needs next, made ahead in threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,12 +10,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def made_ahead(make: Callable[[int], T], steps: range, most: int = 1) -> Iterator[Iterator[tuple[int, T]]]:
-    """Give (step, make(step)) in order, while one thread makes those that come next; `most` are held besides.
+def made_ahead(
+    make: Callable[[int], T], steps: range, most: int = 1, at_once: int = 1
+) -> Iterator[Iterator[tuple[int, T]]]:
+    """Give (step, make(step)) in order, while threads make `at_once` that come next; `most` are held besides.
 
-    What `make` raises is raised where its step is due. The thread has ended when the block has.
+    What `make` raises is raised where its step is due. The threads have ended when the block has.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="made-ahead")
+    pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="made-ahead")
 
     def walk() -> Iterator[tuple[int, T]]:
         pending = deque(pool.submit(make, step) for step in steps[:most])

@@ -1,5 +1,6 @@
 """Lines and tables that a person reads: the only file that prints."""
 
+import io
 import math
 import os
 import select
@@ -17,7 +18,12 @@ class OutputClosed(Exception):
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Flush what a block prints. Raises OutputClosed when nobody reads it any more."""
+    """Flush what a block prints. Raises OutputClosed when nobody reads it any more.
+
+    A file's name may be no UTF-8: what the output cannot encode is printed as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

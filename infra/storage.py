@@ -10,7 +10,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec.config
 from upath import UPath
@@ -19,6 +19,12 @@ from infra.errors import InputError
 
 for _protocol in ("s3", "gs"):  # a listing kept from before would hide what other processes have written since
     fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
+_S3 = {
+    "default_block_size": 5 << 20,  # an open file holds as much, and many are open: it would be 50 MiB
+    "config_kwargs": {"max_pool_connections": 64},  # as many as are read at once: it would be 10
+}
+for _option, _value in _S3.items():
+    fsspec.config.conf["s3"].setdefault(_option, _value)
 
 _CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"))
 
@@ -61,6 +67,11 @@ def local_root(text: str) -> UPath:
 def is_local(path: UPath | Path) -> bool:
     """Tell whether `path` is on a disk of this machine."""
     return getattr(path, "protocol", "") in ("", "file", "local")
+
+
+def open_without_read_ahead(path: UPath) -> BinaryIO:
+    """Open a file of which little is read, in many places: of a remote one, every read would fetch megabytes more."""
+    return path.open("rb") if is_local(path) else path.fs.open(path.path, "rb", cache_type="none")
 
 
 def write_atomic(path: UPath | Path, content: bytes) -> None:

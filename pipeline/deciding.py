@@ -4,8 +4,8 @@ _STORE = ("tokenize_jobs/store", "tokenize_jobs/tokens", "tokenize_jobs/sources/
 _SAMPLES = tuple(
     f"tokenize_jobs/sources/{name}.py"
     for name in (
-        "crop", "digest", "flat", "folder", "heldout", "imagenet", "labels", "layouts", "listing", "npz", "parquet",
-        "patterns", "samples", "shard", "splits", "tar", "webdataset",
+        "arrow", "columns", "crop", "digest", "flat", "folder", "heldout", "imagenet", "labels", "layouts", "listing",
+        "npz", "parquet", "patterns", "samples", "shard", "splits", "tar", "webdataset",
     )
 )  # fmt: skip
 _MODELS = ("train/models", "train/card.py", "train/checkpoint.py")

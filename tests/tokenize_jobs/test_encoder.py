@@ -7,9 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
+from tests.tokenize_jobs.test_sources import encoded
 from tokenize_jobs.config import Tokenize, TokenizerFile
 from tokenize_jobs.job.encoder import Encoder, PartEncoder
+from tokenize_jobs.job.heldout_job import _encode
+from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.store.reader import LatentStore
 from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
 from tokenize_jobs.tokens import Codes, GaussianLatents
@@ -45,6 +50,17 @@ def test_bf16_is_near_fp32_by_the_error_that_is_told(weights):
     assert told["relative_rms"] == pytest.approx(np.sqrt(np.square(difference).mean()) / scale, rel=0.05)  # half rounds
     assert 0 < told["relative_rms"] < BF16_ERROR
     assert told["relative_rms"] < told["relative_largest"]
+
+
+def test_held_out_latents_are_encoded_in_the_precision_of_the_others(weights, tmp_path):
+    for place, image in enumerate(IMAGES):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{place}.png").write_bytes(encoded(Image.fromarray(image)))
+    config = Tokenize(image_size=16, batch_size=2, precision="bf16")
+    _encode(config, weights, scan(str(tmp_path / "in")), len(IMAGES), str(tmp_path / "out"), 1)
+    stored = LatentStore(str(tmp_path / "out")).stored(np.arange(5), np.zeros(5, int))
+    assert np.array_equal(stored, Encoder(weights, KIND, 2, "bf16")(IMAGES))
+    assert not np.array_equal(stored, Encoder(weights, KIND, 2)(IMAGES))
 
 
 def test_of_codes_the_share_that_differ_is_told(weights):

@@ -105,6 +105,15 @@ def test_cache_is_read_as_the_published_code_reads_it_and_taken_in_again(store, 
     assert sorted(zip(again.labels.tolist(), *[[x.tobytes() for x in rows] for rows in taken], strict=True)) == expected
 
 
+def test_keys_that_would_be_one_file_are_two(tmp_path, values):
+    root, keys = location(tmp_path / "alike"), ["a/b", "a--b"]
+    commit_shard(root, "s", to_table(KIND, keys, [0, 0], values[0, 0, :2], values[0, 1, :2]), KIND, [])
+    publish(root, ["s"], KIND, {"classes": ["ant"]})
+    assert export(root, "npz", location(tmp_path / "cache")) == 2
+    found = [np.load(path)["moments"] for path in sorted((tmp_path / "cache" / "ant").iterdir())]
+    np.testing.assert_array_equal(found, values[0, 0, :2].astype(np.float32))
+
+
 def test_folders_sort_as_the_labels_do_whatever_the_names():
     for names in (CLASSES, ["b", "a"], [str(n) for n in range(12)], ["a/b", "a-b"], ["", "x"], ["x", "x"]):
         folders = class_folders(names)

@@ -11,6 +11,9 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from infra.errors import InputError
 from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer
+from tokenize_jobs.job.fit_job import _some_shards
+from tokenize_jobs.sources.listing import Listing
+from tokenize_jobs.sources.shard import Shard
 from tokenize_jobs.tokenizers import Geometry, geometry, load
 from tokenize_jobs.tokenizers.added_terms import Added
 from tokenize_jobs.tokenizers.adversary import Adversary
@@ -134,6 +137,12 @@ def test_perceptual_term_pulls_decoded_pictures_towards_the_features_of_the_imag
         replace(VQ, perceptual=1.0, vgg16=str(tmp_path / "vgg.pth")).check(16)
     with pytest.raises(InputError, match="VGG-16 needs images of 16 px or more"):
         replace(VQ, perceptual=1.0).check(8)
+
+
+@pytest.mark.parametrize(("shards", "step"), [(1, 1), (1024, 1), (1025, 2), (10_000, 10)])
+def test_fit_opens_every_kth_shard_of_many_and_all_of_few(shards, step):
+    listing = Listing("webdataset", "/", tuple(Shard(str(n), ()) for n in range(shards)), (), "", 0)
+    assert [shard.name for shard in _some_shards(listing).shards] == [str(n) for n in range(0, shards, step)]
 
 
 def test_width_that_groups_of_channels_do_not_divide_is_refused_before_the_fit():

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from infra.errors import InputError
+from infra.storage import location
+from tests.tokenize_jobs.counted import counted
 from tests.tokenize_jobs.test_sources import encoded
 from tokenize_jobs.sources import imagenet
 from tokenize_jobs.sources.listing import scan
@@ -55,6 +57,17 @@ def test_download_is_read_in_place_with_a_shard_a_class_and_labels_by_sorted_id(
     samples = [sample for shard in listing.shards for sample in read_shard(listing, shard)]
     assert {s.key: s.content for s in samples} == images
     assert all(s.label == sorted(CLASSES).index(s.key.split("_")[0]) and not s.fault for s in samples)
+
+
+def test_listing_a_remote_download_asks_for_its_headers_alone(download, monkeypatch):
+    remote = location(f"memory://{download.parent.name}/{NAME}")
+    padded = [(f"{name}.tar", bytes(2_000_000)) for name in CLASSES]
+    remote.write_bytes(packed(padded))
+    counts = counted(monkeypatch)
+    assert scan(str(remote)).classes == tuple(sorted(CLASSES))
+    assert sum(counts.ranges[: len(CLASSES)]) <= 512 * len(CLASSES)
+    assert sum(counts.ranges) < 2_000_000  # its end and a sample for its digest
+    assert len(counts.ranges) < 3 * len(CLASSES)
 
 
 def test_download_cut_short_is_refused(download):

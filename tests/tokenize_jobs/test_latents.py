@@ -12,6 +12,7 @@ import pytest
 
 from infra.errors import InputError
 from infra.storage import location, read_json
+from tests.tokenize_jobs.counted import counted
 from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.store import shards
 from tokenize_jobs.store.audit import describe, verify
@@ -73,6 +74,17 @@ def test_remote_store_fetches_the_rows_asked_for_once_and_shares_them(store, mom
     assert fetched == [40 * LAYOUT.bytes, 10 * LAYOUT.bytes]
     indices, flips = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) % 2
     assert np.array_equal(opened.stored(indices, flips), moments[flips, indices])
+
+
+def test_opening_a_remote_store_looks_up_nothing_but_the_files_that_it_reads(store, tmp_path, monkeypatch):
+    remote = location(f"memory://{tmp_path.name}/store")
+    remote.fs.put(f"{store}/", remote.path, recursive=True)
+    counts = counted(monkeypatch)
+    LatentStore(remote, tmp_path / "cache")
+    assert sorted(path.rsplit("/", 1)[1] for path in counts.looked_up) == ["a.parquet", "b.parquet", "manifest.json"]
+    (remote / "shards" / "b.parquet").unlink()
+    with pytest.raises(InputError, match=r"b\.parquet: missing or not \d+ bytes long; run `mar latents memory://"):
+        LatentStore(remote, tmp_path / "cache")
 
 
 def test_remote_shard_that_ends_too_early_is_an_error(store, tmp_path):

@@ -15,7 +15,7 @@ from tests.tokenize_jobs.test_splits import labels_by_key, picture, tar
 from tests.tokenize_jobs.test_tar import random_damage
 from tokenize_jobs.sources import digest
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
-from tokenize_jobs.sources.listing import scan
+from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.sources.samples import read_shard
 from tokenize_jobs.sources.shard import UNKNOWN, Shard
 
@@ -74,10 +74,42 @@ def test_names_in_a_column_of_labels_are_the_classes_sorted_over_all_tables(as_d
     assert listing.classes == ("ash", "oak", "yew")
     found = [sample.label for shard in listing.shards for sample in read_shard(listing, shard)]
     assert found == [1, 0, 2, 1]
-    pq.write_table(pa.table({"image": [picture(1)], "label": [3]}), tmp_path / "a.parquet")
-    (tmp_path / "b.parquet").unlink()
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([3, 1], 4), ([-1, 0], 1), ([-1, -1], 0), ([20_260_131, 0], 0)])
+def test_numbers_in_a_column_of_labels_are_classes_up_to_the_largest(labels, classes, tmp_path):
+    pq.write_table(pa.table({"image": [picture(1)] * 2, "label": labels}), tmp_path / "a.parquet")
+    if classes:
+        assert scan(str(tmp_path)).classes == tuple(map(str, range(classes)))
+        return
     with pytest.raises(InputError, match=r"how many classes.*--images\.num-classes"):
         scan(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"kind": ["a"]}, r"no column 'label'; there are image, kind\. Choose with --images\.label kind, or none if"),
+        ({"thumb": [b"x"]}, r"no column 'label'; .* Say --images\.label none if the pictures have no labels"),
+        ({"label": [{"name": "a"}]}, r"column 'label' holds struct<name: string>; a label is a number or a text\. Say"),
+        ({"label": [[1]], "tag": [1]}, r"column 'label' holds list<.*; .* Choose with --images\.label tag, or none"),
+        ({"label": [0.5]}, r"column 'label' holds double"),
+    ],
+)
+def test_column_of_images_is_never_advised_for_labels_and_one_of_structs_is_refused(columns, message, tmp_path):
+    pq.write_table(pa.table({"image": [picture(1)], **columns}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        scan(str(tmp_path))
+    assert labels_by_key(scan_images(ImageFiles(path=str(tmp_path), label="none")).all) == {"000000": 0}
+
+
+def test_column_that_holds_structs_in_a_later_table_costs_that_table(tmp_path):
+    pq.write_table(pa.table({"image": [picture(1)], "label": ["oak"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [picture(1)], "label": [{"name": "a"}]}), tmp_path / "b.parquet")
+    listing = scan(str(tmp_path))
+    assert listing.classes == ("oak",)
+    found = [(s.label, s.fault) for shard in listing.shards for s in read_shard(listing, shard)]
+    assert found == [(0, ""), (-1, "no label")]
 
 
 def test_digest_of_many_files_is_kept_while_names_sizes_and_times_are_the_same(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from tests.tokenize_jobs.test_splits import class_folders, labels_by_key, pictur
 from tokenize_jobs.sources import patterns
 from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.sources.patterns import find_files
+from tokenize_jobs.sources.samples import read_shard
 
 NAMES = [f"train-{n:03d}.tar" for n in range(12)] + ["val-000.tar", "notes.txt", "sub/more.tar"]
 
@@ -131,3 +132,23 @@ def test_wildcard_names_links_to_files_as_the_cache_of_a_hub_has_them(tmp_path):
         tar(tmp_path / "blobs" / f"{number}", [f"{number}"])
         (tmp_path / "data" / f"train-{number}.tar").symlink_to(tmp_path / "blobs" / f"{number}")
     assert len(scan(f"{tmp_path}/data/train-*.tar", 1).shards) == 3
+
+
+def test_remote_images_are_read_at_the_same_time_in_their_order_and_no_more_than_are_asked_for(tmp_path, monkeypatch):
+    root, arrived, read = UPath(f"memory://{tmp_path.name}"), threading.Barrier(16, timeout=20), []
+    for number in range(64):
+        (root / f"{number:02d}.png").write_bytes(picture(number))
+    listing, read_bytes = scan(str(root)), type(root).read_bytes
+
+    def waits_for_others(path):
+        read.append(path.name)
+        arrived.wait()  # one after the other would wait for ever
+        return read_bytes(path)
+
+    monkeypatch.setattr(type(root), "read_bytes", waits_for_others)
+    found = list(read_shard(listing, listing.shards[0]))
+    assert [(s.key, s.content) for s in found] == [(f"{number:02d}.png", picture(number)) for number in range(64)]
+    arrived = threading.Barrier(1)
+    read.clear()
+    assert next(read_shard(listing, listing.shards[0])).key == "00.png"
+    assert len(read) <= 2 * 16

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from PIL import Image
 
 from infra.errors import InputError
 from tests.tokenize_jobs.test_sources import encoded, write_tar
+from tokenize_jobs.sources import samples
 from tokenize_jobs.sources.heldout import Heldout
 from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.sources.samples import cropped_images, evenly, read_shard
@@ -195,6 +197,19 @@ def test_images_are_taken_evenly_from_all_shards_until_there_are_enough(seed, tm
         assert not short.any() or each.max() <= each[short].min() + 2
         if most >= total:
             assert np.array_equal(taken, in_order)
+
+
+def test_shards_are_read_at_the_same_time_and_their_images_stay_in_order(tmp_path, monkeypatch):
+    listing, arrived, read = numbered(tmp_path, [3, 3]), threading.Barrier(2, timeout=20), samples.cropped_images
+    expected = evenly(listing, 8, 4)
+
+    def waits_for_the_other(*asked):
+        arrived.wait()  # one after the other would wait for ever
+        return read(*asked)
+
+    monkeypatch.setattr(samples, "cropped_images", waits_for_the_other)
+    assert np.array_equal(evenly(listing, 8, 4), expected)
+    assert expected[:, 0, 0, 2].tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("held", ["1.tar", "{0,1}.tar", ""])

@@ -44,7 +44,8 @@ def _encode(config: Tokenize, weights: TokenizerFile, source: Listing, most: int
     if not samples:
         return
     root, kind = location(out), kind_of(weights, config.image_size)
-    encoder, images = Encoder(weights, kind, config.batch_size), np.stack([s.pixels for s in samples])
+    encoder = Encoder(weights, kind, config.batch_size, config.precision)
+    images = np.stack([sample.pixels for sample in samples])
     keys, labels = [sample.key for sample in samples], [sample.label for sample in samples]
     table = to_table(kind, keys, labels, encoder(images), encoder(images, flip=True))
     commit_shard(root, _SHARD, table, kind, [])

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from upath import UPath
 
-from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants
+from infra.ahead import made_ahead
+from infra.errors import InputError
+from infra.storage import is_local
+from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants, readable
 
-_SHARD_IMAGES = 1024
+_SHARD_IMAGES, _AT_ONCE = 1024, 16
 
 
 def _takes(name: str) -> bool:
@@ -14,11 +17,23 @@ def _takes(name: str) -> bool:
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
-    return tuple(sorted({name.split("/")[0] for name in files}))
+    """Return the folders' names. Raises InputError for two that are no UTF-8 and read alike."""
+    folders = sorted({name.split("/")[0] for name in files})
+    classes = {readable(folder): folder for folder in folders}
+    if lost := set(folders) - set(classes.values()):
+        raise InputError(
+            f"image source {root}: the folder {min(lost)!r} is no UTF-8 and reads as another does, "
+            f"{classes[readable(min(lost))]!r}; rename one of the two"
+        )
+    return tuple(sorted(classes))
 
 
 def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
-    return striding(files, [labels.get(name.split("/")[0], -1) for name in files])
+    return striding(files, [labels.get(_class(name), -1) for name in files])
+
+
+def _class(name: str) -> str:
+    return readable(name.split("/")[0])
 
 
 def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
@@ -31,12 +46,20 @@ def striding(files: Sequence[str], labels: Sequence[int]) -> tuple[Shard, ...]:
 
 
 def read_images(root: UPath, shard: Shard, wants: Wants, name: str) -> Iterator[Sample]:  # noqa: ARG001
-    """Yield the wanted image files of a shard; their names are their keys."""
-    for place, (key, label) in enumerate(zip(shard.files, shard.labels, strict=True)):
-        if wants(key):
-            content = (root / key).read_bytes()
-            shard.require_size(place, root / key, len(content))
-            yield Sample(key, content, label)
+    """Yield the wanted image files of a shard in their order, remote ones read at once; their names are their keys."""
+    wanted = [place for place, file in enumerate(shard.files) if wants(readable(file))]
+
+    def read(number: int) -> Sample:
+        place = wanted[number]
+        path = root / shard.files[place]
+        content = path.read_bytes()
+        shard.require_size(place, path, len(content))
+        return Sample(readable(shard.files[place]), content, shard.labels[place])
+
+    at_once = 1 if is_local(root) else _AT_ONCE
+    with made_ahead(read, range(len(wanted)), most=at_once, at_once=at_once) as samples:
+        for _, sample in samples:
+            yield sample
 
 
 FOLDER = Layout("folder", _takes, _classes, _shards, read_images)

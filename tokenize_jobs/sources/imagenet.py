@@ -12,7 +12,7 @@ from typing import BinaryIO
 from upath import UPath
 
 from infra.errors import InputError
-from infra.storage import location
+from infra.storage import location, open_without_read_ahead
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants
 from tokenize_jobs.sources.tar import Damage, Member, walk
 
@@ -70,7 +70,7 @@ def _class_tars(root: str, name: str) -> tuple[Shard, ...]:
     """Return where each class lies. Raises InputError for a damaged download: a class more or less is no ImageNet."""
     path = location(root) / name
     found = []
-    with path.open("rb") as file:
+    with open_without_read_ahead(path) as file:  # headers lie 138 MB apart
         for member in walk(file, lambda _: False):
             if isinstance(member, Damage):
                 raise InputError(f"image source {path}: damaged, download it again ({member.reason})")

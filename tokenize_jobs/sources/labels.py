@@ -10,11 +10,13 @@ from pathlib import PurePosixPath
 from infra.errors import InputError
 from infra.storage import location
 
+MOST_CLASSES = 100_000
+"""Larger numbers are none of a class, as dates."""
 _KEYS = {
     "key", "id", "image", "image_id", "image_name", "img", "file", "file_name", "filename", "file_path", "filepath",
     "name", "path",
 }  # fmt: skip
-_MOST_DIGITS = 6
+_MOST_DIGITS, _MOST_LABEL_DIGITS = 6, 18
 _LABELS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
 """Words of a table's first line, above keys and above labels."""
 
@@ -55,8 +57,13 @@ class Labels:
             names = (key, PurePosixPath(key).name, PurePosixPath(key).stem)
             label = next((rows[name] for name in names if name in rows), -1)
         if isinstance(label, str):
-            return numbers[label] if label in numbers else int(label) if label.isdecimal() else label
+            return numbers[label] if label in numbers else int(label) if is_number(label) else label
         return label
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text is a whole number from 0; digits beyond any number of classes are none."""
+    return text.isdecimal() and len(text) <= _MOST_LABEL_DIGITS
 
 
 OWN_LABELS = Labels()

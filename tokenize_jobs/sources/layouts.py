@@ -6,6 +6,7 @@ from typing import Any
 from upath import UPath
 
 from infra.errors import InputError
+from tokenize_jobs.sources.arrow import ARROW
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.folder import FOLDER
 from tokenize_jobs.sources.imagenet import IMAGENET
@@ -14,7 +15,9 @@ from tokenize_jobs.sources.parquet import PARQUET
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout
 from tokenize_jobs.sources.webdataset import WEBDATASET
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (IMAGENET, WEBDATASET, PARQUET, FOLDER, FLAT, NPZ)}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (IMAGENET, WEBDATASET, PARQUET, ARROW, FOLDER, FLAT, NPZ)
+}
 """In the order in which they are looked for: the first that any file is of is the source's."""
 SINGLE_IMAGES = (FOLDER, FLAT)
 """Layouts whose files are images themselves."""
@@ -33,7 +36,7 @@ def layout_of(root: UPath, found: _Infos) -> tuple[Layout, dict[str, Any]]:
             _refuse_mixed(root, layout, infos, found)
             return layout, infos
     raise InputError(
-        f"image source {root}: holds no .tar, no .parquet, no .npz and no images ({', '.join(IMAGE_SUFFIXES)})."
+        f"image source {root}: holds no .tar, .parquet, .arrow or .npz, and no images ({', '.join(IMAGE_SUFFIXES)})."
     )
 
 
@@ -42,6 +45,7 @@ def _refuse_mixed(root: UPath, layout: Layout, taken: Mapping[str, Any], found: 
     tars = {IMAGENET, WEBDATASET}  # beside the training images the other downloads may lie; many a .npz has no pictures
     others = [other for other in LAYOUTS.values() if other not in (layout, NPZ) and not {other, layout} <= tars]
     left = [name for name in found if name not in taken and any(other.takes(name) for other in others)]
+    left = [name for name in left if f"{name.removesuffix('.parquet')}.tar" not in taken]  # img2dataset's metadata
     ignored = sum(int(found[name]["size"] or 0) for name in left)
     if ignored > _MOST_IGNORED * sum(int(info["size"] or 0) for info in taken.values()):
         raise InputError(

@@ -16,14 +16,11 @@ from infra.storage import location
 from tokenize_jobs.sources.digest import source_digest
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
-from tokenize_jobs.sources.labels import NONE, OWN_LABELS, Labels
+from tokenize_jobs.sources.labels import MOST_CLASSES, NONE, OWN_LABELS, Labels, is_number
 from tokenize_jobs.sources.layouts import SINGLE_IMAGES, layout_of
 from tokenize_jobs.sources.patterns import absolute, find_files
 from tokenize_jobs.sources.shard import UNKNOWN, Layout, Shard, check_names
 from tokenize_jobs.sources.splits import HELDOUT, TRAIN, Split, find_splits
-
-_MOST_CLASSES = 100_000
-"""Folders of larger numbers are named so, as by dates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +142,7 @@ def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
     own = _classes_told(files)
     if not (classes or own):
         own = files.layout.names(files.root, list(files.infos), files.labels.name)
-    are_numbers = bool(own) and all(name.isdecimal() and int(name) < _MOST_CLASSES for name in own)
+    are_numbers = bool(own) and all(is_number(name) and int(name) < MOST_CLASSES for name in own)
     known = classes or (tuple(map(str, range(max(map(int, own)) + 1))) if are_numbers else own)
     labels = {name: place for place, name in enumerate(known)}
     if strange := [name for name in own if name not in labels]:

@@ -17,7 +17,7 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.storage import is_local, is_of_storage
-from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants
+from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, readable
 
 IMAGES, _LABELS = "arr_0", "arr_1"
 _ROWS, _CHUNK = 1024, 1 << 20
@@ -70,7 +70,7 @@ def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tup
     """Return a shard for each run of rows. Raises InputError for a file without images, or with other labels."""
     found = []
     for name in files:
-        images, stem = _checked(root / name)[0], name.removesuffix(".npz").replace("/", "--")
+        images, stem = _checked(root / name)[0], readable(name.removesuffix(".npz")).replace("/", "--")
         spans = [(start, min(start + _ROWS, images)) for start in range(0, images, _ROWS)]
         found += [Shard(f"{stem}-{span[0]:08d}", (name,), span=span) for span in spans]
     return tuple(found)

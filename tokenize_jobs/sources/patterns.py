@@ -1,6 +1,7 @@
 """What a user writes of a source -> its files: a folder, a file, a list `A::B`, braces `{000..146}`, wildcards `*`."""
 
 import posixpath
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from infra.storage import location
 
 Infos = dict[str, dict[str, Any]]
 _WILD = frozenset("*?[")
+_HIDDEN = re.compile(r"/(\.|__MACOSX/)")
 _AT_ONCE, _LEVELS, _MANY = 16, 3, 100_000
 
 
@@ -58,7 +60,7 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     if parent in listed and name in listed[parent]:
         return parent, {name: listed[parent][name]}
     if path.is_dir():
-        return name, _find(path.fs, name)
+        return name, _seen(_find(path.fs, name), name)
     if path.is_file():
         listed[parent] = {info["name"]: info for info in path.fs.ls(parent, detail=True) if info["type"] == "file"}
         return parent, {name: listed[parent].get(name) or path.fs.info(name)}
@@ -68,10 +70,15 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     found = {match: info for match, info in matched.items() if info["type"] == "file" or path.fs.isfile(match)}
     for folder in matched.keys() - found.keys():
         found |= _find(path.fs, folder)
-    if not found:
+    folder = posixpath.dirname(name[: min(name.index(sign) for sign in _WILD if sign in name)])
+    if not (found := _seen(found, folder)):
         raise InputError(f"image source {path}: matches no file")
-    fixed = name[: min(name.index(sign) for sign in _WILD if sign in name)]
-    return posixpath.dirname(fixed), found
+    return folder, found
+
+
+def _seen(infos: Infos, folder: str) -> Infos:
+    """Return the files below a folder without what programs hide there: ._IMG.jpg, .ipynb_checkpoints, __MACOSX."""
+    return {name: info for name, info in infos.items() if not _HIDDEN.search(name, len(folder.rstrip("/")))}
 
 
 def _find(fs: AbstractFileSystem, folder: str) -> Infos:

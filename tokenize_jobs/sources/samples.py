@@ -5,6 +5,7 @@ could not be read now is read by the next run.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from tokenize_jobs.sources.labels import NONE
 from tokenize_jobs.sources.layouts import LAYOUTS
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Sample, Shard
+
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,18 @@ def cropped_images(
 def evenly(listing: Listing, size: int, most: int) -> np.ndarray:
     """Return up to `most` images uint8 (n, size, size, 3), evenly from all shards, the first of each, in their order.
 
-    Shards that hold less than their part leave it to the others. Bad images are passed over.
+    Shards that hold less than their part leave it to the others. Bad images are passed over. Shards are read at once.
     """
     taken = {index: np.zeros((0, size, size, 3), np.uint8) for index in range(len(listing.shards))}
     unread = list(taken)
-    while unread and (missing := most - sum(map(len, taken.values()))):
-        more = [(i + 1) * missing // len(unread) - i * missing // len(unread) for i in range(len(unread))]
-        for index, wanted in [(i, len(taken[i]) + n) for i, n in zip(unread, more, strict=True) if n]:
-            taken[index] = np.concatenate(
-                [taken[index][:0], *cropped_images(listing, listing.shards[index], size, wanted)]
-            )
-            if len(taken[index]) < wanted:
-                unread.remove(index)
+
+    def first(index: int, wanted: int) -> np.ndarray:
+        return np.concatenate([taken[index][:0], *cropped_images(listing, listing.shards[index], size, wanted)])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while unread and (missing := most - sum(map(len, taken.values()))):
+            more = [(i + 1) * missing // len(unread) - i * missing // len(unread) for i in range(len(unread))]
+            asked = {index: len(taken[index]) + n for index, n in zip(unread, more, strict=True) if n}
+            taken.update(zip(asked, pool.map(first, asked, asked.values()), strict=True))
+            unread = [index for index in unread if len(taken[index]) >= asked.get(index, 0)]
     return np.concatenate(list(taken.values()))

@@ -67,9 +67,14 @@ class Layout:
     """(root, files, name of the label) -> names of the classes that the labels tell, asked where nothing else does."""
 
 
+def readable(name: str) -> str:
+    """Return a name that can be stored: one that is no UTF-8 comes with surrogates, which no Parquet file takes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def shard_a_file(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Shard, ...]:  # noqa: ARG001
     """Return a shard for each file, named after it."""
-    return tuple(Shard(name.rsplit(".", 1)[0].replace("/", "--"), (name,)) for name in files)
+    return tuple(Shard(readable(name.rsplit(".", 1)[0]).replace("/", "--"), (name,)) for name in files)
 
 
 def check_names(root: UPath, shards: Sequence[Shard]) -> None:

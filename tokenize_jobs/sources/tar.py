@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokenize_jobs.sources.shard import readable
+
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _CHUNK = 1 << 20
@@ -118,9 +120,7 @@ def _entry(file: Seekable, at: int) -> _Entry | None:
         return None
     has_content = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
     start, size = position + _BLOCK, info.size if has_content else 0
-    # names that are no UTF-8 come with surrogates, which no Parquet file takes
-    name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return _Entry(at, name, info.type in _FILES, start, size, start + _padded(size))
+    return _Entry(at, readable(info.name), info.type in _FILES, start, size, start + _padded(size))
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:

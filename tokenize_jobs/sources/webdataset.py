@@ -57,6 +57,8 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
         for key, members, damage in _groups(file, is_read):
             if key is not None and wants(key):
                 yield _assemble(key, members, label)
+                for suffix in _images(members)[1:]:
+                    yield Sample(key, fault=f"duplicate id: a {suffix} beside another image of this name")
             for reason in damage:
                 yield Sample(f"{key or ''}...", fault=reason)
 
@@ -92,10 +94,13 @@ def _assemble(key: str, members: dict[str, Member], label: str) -> Sample:
     for suffix, member in members.items():
         if member.fault:
             return Sample(key, fault=f"{suffix} member is damaged: {member.fault}")
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-    if image is None:
+    if not (images := _images(members)):
         return Sample(key, fault="no image")
-    return Sample(key, image.content or b"", _label(members, label))
+    return Sample(key, members[images[0]].content or b"", _label(members, label))
+
+
+def _images(members: dict[str, Member]) -> list[str]:
+    return [suffix for suffix in IMAGE_SUFFIXES if suffix in members]
 
 
 def _label(members: dict[str, Member], name: str) -> int | str:

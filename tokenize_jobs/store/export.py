@@ -1,7 +1,7 @@
 """A latent store for other programs: WebDataset shards, or the published code's cache of one npz an image.
 
     webdataset   SHARD.tar: ROW-KEY.moments.npy .moments_flip.npy .cls .json, read by `webdataset` with .decode()
-    npz          CLASS/SHARD--KEY.npz with arrays moments and moments_flip, float32: what MAR's `main_cache.py` leaves
+    npz          CLASS/SHARD--ROW-KEY.npz, arrays moments and moments_flip, float32: what MAR's `main_cache.py` leaves
 
 Shards are written side by side, each by one thread; every file appears whole.
 """
@@ -102,7 +102,8 @@ def _npz(name: str, rows: Iterator[_Row], to: UPath, folders: list[str]) -> int:
         buffer = io.BytesIO()
         single = {c: v.astype(np.float32) if v.dtype == np.float16 else v for c, v in row.values.items()}
         np.savez(buffer, **single)
-        write_atomic(to / folders[row.label] / f"{name}--{row.key.replace('/', '--')}.npz", buffer.getvalue())
+        file = f"{name}--{row.place:06d}-{row.key.replace('/', '--')}.npz"  # by its row: `a/b` and `a--b` are two
+        write_atomic(to / folders[row.label] / file, buffer.getvalue())
         count += 1
     return count
 

@@ -7,13 +7,15 @@ object store the rows are fetched that a batch asks for (`remote_rows.py`).
 """
 
 import copy
+import io
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +23,7 @@ from upath import UPath
 
 from infra.errors import InputError
 from infra.seeding import stream
-from infra.storage import is_local, location, read_json
+from infra.storage import is_local, location, open_without_read_ahead, read_json
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.store.mapped import mapped
 from tokenize_jobs.store.remote_rows import RemoteRows, fetch
@@ -126,12 +128,9 @@ class _RowGroup:
 def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path, heldout: Heldout) -> list[_RowGroup]:
     """Open a shard: labels read, values mapped or to be fetched, each one plain page of fixed-size values."""
     path = root / "shards" / f"{shard['name']}.parquet"
-    if not path.is_file() or path.stat().st_size != shard["bytes"]:
-        raise InputError(f"{path}: missing or not {shard['bytes']} bytes long; run `mar latents {root} --verify`")
-    groups, whole = [], mapped(path) if is_local(path) else None
-    options = {} if is_local(path) else {"cache_type": "none"}  # or every read would fetch megabytes ahead
-    with path.fs.open(path.path, "rb", **options) as handle:
-        file = pq.ParquetFile(handle)
+    groups = []
+    with _opened(path, shard["bytes"]) as handle:
+        whole, file = mapped(path) if is_local(path) else None, pq.ParquetFile(handle)
         names = file.schema_arrow.names
         for number in range(file.num_row_groups):
             meta = file.metadata.row_group(number)
@@ -151,6 +150,16 @@ def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path
             is_held = np.array([heldout.holds(shard["name"], key) for key in keys] or [False] * meta.num_rows, bool)
             groups.append(_RowGroup(table["label"].to_numpy(), is_held, columns))
     return groups
+
+
+def _opened(path: UPath, size: int) -> BinaryIO:
+    """Open a shard; its size is asked of the open file. Raises InputError when it is missing or of another size."""
+    with suppress(FileNotFoundError):
+        handle = open_without_read_ahead(path)
+        if handle.seek(0, io.SEEK_END) == size:
+            return handle
+        handle.close()
+    raise InputError(f"{path}: missing or not {size} bytes long; run `mar latents {path.parents[1]} --verify`")
 
 
 def _plain_values(column: Any, rows: int, kind: TokenKind) -> int | None:  # noqa: ANN401
