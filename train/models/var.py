@@ -46,9 +46,10 @@ class ScaleAttention(nn.Module):
         if self.l2_norm:
             query = F.normalize(query, dim=-1) * self.scale_mul_1H11.clamp(max=_LARGEST_SCALE).exp()
             key, scale = F.normalize(key, dim=-1), 1.0
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast normalises in float32
         if cache is not None:
             key, value = cache.extend(key, value, capacity)
-        found = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, mask, scale=scale)
+        found = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
         return self.proj(found.transpose(1, 2).flatten(2))
 
 
