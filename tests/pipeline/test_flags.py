@@ -175,3 +175,19 @@ def test_run_has_three_flags_beside_the_recipes():
 def test_step_that_there_is_not_cannot_be_made_anew():
     with pytest.raises(InputError, match=r"--again checkpoints: no such step\. Did you mean 'checkpoint'"):
         chosen_run("run", ["emoji-32", "--again", "checkpoints"])
+
+
+@pytest.mark.parametrize("kind", ["mixture", "flow", "regression"])
+def test_head_of_another_kind_is_drawn_without_the_start_of_the_recipes_own(kind):
+    recipe = chosen_run("run", ["emoji-32", "--train.model.head.kind", kind]).recipe
+    sampling, own = recipe.evaluate.generate.sampling, emoji_32().evaluate.generate.sampling
+    assert sampling == replace(own, max_timestep=None)
+    for step in (0, sampling.ar_steps - 1):
+        recipe.train.model.head.check(sampling.head_at(step))
+
+
+@pytest.mark.parametrize("flag", ["--evaluate.generate.sampling.max-timestep=900", "--generate.sampling.max_timestep"])
+def test_start_that_a_flag_gives_stays_whatever_the_head(flag):
+    words = ["emoji-32", "--train.model.head.kind", "flow", flag, *([] if "=" in flag else ["900"])]
+    assert chosen_run("run", words).recipe.evaluate.generate.sampling.max_timestep == 900
+    assert chosen_run("run", words[:1]).recipe == emoji_32()
