@@ -18,6 +18,7 @@ from pipeline.recipes import RECIPES, emoji_32
 from pipeline.target import is_path, recipe_at
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer
 from tokenize_jobs.sources.listing import ImageFiles
+from tokenize_jobs.tokenizers import geometry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +192,12 @@ def test_start_that_a_flag_gives_stays_whatever_the_head(flag):
     words = ["emoji-32", "--train.model.head.kind", "flow", flag, *([] if "=" in flag else ["900"])]
     assert chosen_run("run", words).recipe.evaluate.generate.sampling.max_timestep == 900
     assert chosen_run("run", words[:1]).recipe == emoji_32()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("table1", "emoji"))])
+def test_recipe_draws_by_settings_that_its_own_model_takes(name):
+    recipe = RECIPES[name]()
+    model = recipe.train.on(geometry(recipe.tokenizer).of_image(recipe.tokenize.image_size), 5)
+    model.check()
+    recipe.evaluate.generate.sampling.check(model)
+    recipe.tune.check(model, recipe.evaluate.generate.sampling)
