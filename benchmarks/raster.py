@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import conditions
 from infra.console import say
+from infra.errors import InputError
 from infra.seeding import stream
 from train.models.build import build_model
 from train.models.config import Architecture, Model
@@ -156,11 +157,14 @@ def priors_picture(model: Path, latents: Path, tokenizer: Path, columns: int = 8
     from evaluate.sampling.generate import Generator
     from tokenize_jobs import tokenizers
     from tokenize_jobs.store.reader import LatentStore
+    from tokenize_jobs.tokens import Codes
     from train.card import read_card
 
     card, store = read_card(model), LatentStore(str(latents))
+    if not isinstance(store.kind, Codes):
+        raise InputError(f"--latents {latents}: holds {store.kind.told()}; a prior is of codes of one codebook")
     codes = store.stored(np.arange(len(store)), np.zeros(len(store), int))
-    counts = np.bincount(codes.ravel(), minlength=store.manifest["layout"]["codebook_size"])
+    counts = np.bincount(codes.ravel(), minlength=store.kind.codebook_size)
     generator = Generator(str(model), tokenizers.find(card.tokenizer_kind, str(tokenizer)))
     count, shape = columns * rows, card.model.latent_shape
     random = stream("priors")

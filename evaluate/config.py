@@ -91,6 +91,12 @@ class Sampling:
     decoder_precision: Literal["fp32", "bf16"] = added(default="fp32")
     """Precision in which the tokenizer decodes: bf16 is autocast."""
 
+    @classmethod
+    def of(cls, model: Model) -> "Sampling":
+        """Return the settings of a model of which nothing else is known: its trunk's order and number of steps."""
+        least, usual = model.trunk.least_steps(model.num_tokens, model.tokens.together), cls().ar_steps
+        return cls(order=model.trunk.order, ar_steps=min(usual, model.num_tokens) if least == 1 else least)
+
     @property
     def precisions(self) -> str:
         """The precision of the model, and of the decoder where that is not fp32: a condition of what is measured."""

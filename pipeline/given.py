@@ -40,7 +40,13 @@ def model_at(word: str, compute: Compute) -> Recipe:
         return _registered(word, compute)
     if is_recipe(word):
         return recipe_at(word)
-    return _own(location(word)) or given_model(word)
+    return _own(location(word)) or _drawn_alone(given_model(word), read_card(location(word)))
+
+
+def _drawn_alone(recipe: Recipe, card: ModelCard) -> Recipe:
+    """Return a recipe that draws as the model's trunk does, of which no recipe tells more."""
+    generate = replace(recipe.evaluate.generate, sampling=Sampling.of(card.model))
+    return replace(recipe, evaluate=replace(recipe.evaluate, generate=generate))
 
 
 def measurable_at(word: str, compute: Compute) -> Recipe:

@@ -1,9 +1,10 @@
 """The commands that make steps: a recipe with its flags, made up to a step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from evaluate.config import Sampling
 from infra.cluster import Compute
 from infra.console import say, stage
 from infra.errors import InputError, nearest
@@ -13,6 +14,7 @@ from pipeline.own_images import SIZES, Budget, Seen, own_recipe, sketch, told
 from pipeline.recipe import Recipe
 from pipeline.target import recipe_at
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from train.models.heads import HeadSampling
 
 if TYPE_CHECKING:
     from pipeline.steps import Finished
@@ -71,9 +73,11 @@ def chosen_run(
     """
     prog = f"mar {command} {words[0]}"
     if words[0] in SIZES:
-        chosen = _own_run(words, prog, change)
+        default: Run = _own_run(words, prog, change)
     else:
-        chosen = parse(Run(recipe=change(recipe(words[0], _where(words[1:])))), words[1:], prog)
+        default = Run(recipe=change(recipe(words[0], _where(words[1:]))))
+    chosen = parse(default, words[1:], prog)
+    chosen = replace(chosen, recipe=_drawn_by_its_head(chosen.recipe, default.recipe, words))
     if unknown := set(chosen.again) - set(CODE):
         raise InputError(
             f"--again {min(unknown)}: no such step.{nearest(min(unknown), CODE)} There are {', '.join(CODE)}."
@@ -82,9 +86,33 @@ def chosen_run(
 
 
 def _own_run(words: list[str], prog: str, change: Callable[[Recipe], Recipe]) -> OwnRun:
-    """Return the run whose recipe follows from the pictures and the budget, with what the flags say over it."""
+    """Return the run whose recipe follows from the pictures and the budget, before the flags have a say of it."""
     begun = parse(OwnRun(recipe=change(sketch(words[0]))), words[1:], prog)
-    return parse(OwnRun(recipe=change(resolved(begun.recipe, begun.budget))), words[1:], prog)
+    return OwnRun(recipe=change(resolved(begun.recipe, begun.budget)))
+
+
+_OF_HEADS = ("solver", "max_timestep", "temperature_on", "top_k", "top_p")
+"""Settings of sampling that some heads refuse."""
+
+
+def _drawn_by_its_head(chosen: Recipe, recipe: Recipe, words: list[str]) -> Recipe:
+    """Return what was chosen; where it has another head than the recipe, without the sampling that this head refuses.
+
+    What a flag says stays, and is refused.
+    """
+    head, generate = chosen.train.model.head, chosen.evaluate.generate
+    if type(head) is type(recipe.train.model.head):
+        return chosen
+    flags, changes, usual = [word.partition("=")[0].replace("_", "-") for word in words], {}, Sampling()
+    for name in _OF_HEADS:
+        if any(flag.endswith(f"generate.sampling.{name.replace('_', '-')}") for flag in flags):
+            continue
+        try:
+            head.check(HeadSampling(**{name: getattr(generate.sampling, name)}))
+        except ValueError:
+            changes[name] = getattr(usual, name)
+    generate = replace(generate, sampling=replace(generate.sampling, **changes))
+    return replace(chosen, evaluate=replace(chosen.evaluate, generate=generate))
 
 
 def resolved(begun: Recipe, budget: Budget) -> Recipe:

@@ -4,7 +4,7 @@ Pure functions: neither clock nor machine has a say, so that the same command me
 docs/own-images.md has the rules in words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,11 +12,12 @@ from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Genera
 from evaluate.networks import Features
 from infra.errors import InputError
 from pipeline.recipe import Recipe
-from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer, Tokenize
+from tokenize_jobs.config import Fit, FitTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.tokenizers import geometry
 from train.config import Train
-from train.models.config import Architecture, trunk
-from train.models.heads import DiffusionHead
+from train.models.config import Architecture, Model, trunk
+from train.models.heads import CategoricalHead, DiffusionHead, Head, NadeHead
+from train.models.tokens import Form
 from tune.config import SamplingSweep
 
 Budget = Literal["minutes", "hour", "day"]
@@ -68,6 +69,12 @@ NETWORKS = (
     Network(100_000, 768, 12, 12, 1024, 2e-4),
 )
 """By size; the last one's trunk is MAR-B's."""
+_HEADS: Mapping[Form, Callable[[Network], Head]] = {
+    "continuous tokens": lambda of: DiffusionHead(width=of.head_width, depth=_HEAD_DEPTH, batch_mul=_BATCH_MUL),
+    "codes": lambda _: CategoricalHead(),
+    "sub-pixels": lambda _: NadeHead(),
+}
+"""What draws the tokens that the tokenizer makes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Effort:
     """Scales that the sweep tries, the middle one the recipe's own; a young model wants several times a done one's."""
 
 
-_YOUNG, _GROWN = (6.0, 12.0, 24.0), (3.0, 6.0, 12.0)
+_YOUNG, _GROWN = (1.5, 5.0, 15.0), (1.5, 4.0, 10.0)
 _PROCESSOR: Mapping[Budget, Effort] = {
     "minutes": Effort(2.5e13, 0, 16, FitTokenizer(width=32, batch_size=32, train_steps=600), 250, 100, _YOUNG),
     "hour": Effort(1.6e14, 1, 16, FitTokenizer(width=64, batch_size=32, train_steps=1500), 500, 200, _YOUNG),
@@ -130,17 +137,18 @@ def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
         )
     effort = effort_of(size, budget)
     tokenizer = begun.tokenizer
-    if isinstance(tokenizer, FitTokenizer):
+    if isinstance(tokenizer, Fit):
         fit = effort.fit
         tokenizer = replace(tokenizer, width=fit.width, batch_size=fit.batch_size, train_steps=fit.train_steps)
-    patch, tokens = _patch(_latent_size(tokenizer, size), effort.tokens)
-    network = network_of(effort, seen)
+    made, network = _made(tokenizer, size), network_of(effort, seen)
+    head = _HEADS[made.tokens.form](network)
+    patch, tokens = (1, made.latent_size**2) if made.tokens.form == "codes" else _patch(made.latent_size, effort.tokens)
     conditional = seen.classes > 1
     return replace(
         begun,
         tokenizer=tokenizer,
         tokenize=replace(begun.tokenize, batch_size=64 if size < _MOST_FITTED_SIZE else 32),
-        train=_training(network, effort, seen, patch, tokens, precision_of(size), conditional=conditional),
+        train=_training(network, head, effort, seen, patch, tokens, precision_of(size), conditional=conditional),
         reference=Reference(
             features=Features(name="efficientnet-lite0"),
             images=0 if seen.rounded <= 10 * effort.images else 10 * effort.images,
@@ -148,7 +156,7 @@ def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
         evaluate=Evaluate(
             generate=Generate(
                 images=effort.images,
-                sampling=_sampling(tokens, precision_of(size), effort.guidance[1] if conditional else 1.0),
+                sampling=_sampling(head, tokens, precision_of(size), effort.guidance[1] if conditional else 1.0),
             ),
             ceiling=True,
         ),
@@ -171,8 +179,9 @@ def network_of(effort: Effort, seen: Seen) -> Network:
     return [network for network in NETWORKS[: effort.largest + 1] if network.pictures <= seen.rounded][-1]
 
 
-def _latent_size(tokenizer: PretrainedTokenizer | FitTokenizer, size: int) -> int:
-    return geometry(tokenizer).of_image(size).for_model()["latent_size"]
+def _made(tokenizer: PretrainedTokenizer | Fit, size: int) -> Model:
+    """Return any model on what the tokenizer makes of an image: it tells size and form of the tokens."""
+    return Train().on(geometry(tokenizer).of_image(size), 1)
 
 
 def _patch(side: int, most_tokens: int) -> tuple[int, int]:
@@ -187,8 +196,8 @@ def _buffer(tokens: int) -> int:
 
 
 def _training(
-    network: Network, effort: Effort, seen: Seen, patch: int, tokens: int, precision: Literal["fp32", "bf16"],
-    *, conditional: bool,
+    network: Network, head: Head, effort: Effort, seen: Seen, patch: int, tokens: int,
+    precision: Literal["fp32", "bf16"], *, conditional: bool,
 ) -> Train:  # fmt: skip
     batch = 16 if seen.rounded < _FEW_PICTURES else 64 if seen.rounded < 20 * _FEW_PICTURES else 128
     affordable = effort.operations / network.operations(tokens, batch)
@@ -198,7 +207,6 @@ def _training(
         dropout=0.1 if network.width >= NETWORKS[2].width else 0.0,
         mask_ratio_min=0.7 if tokens > 16 else 0.5,  # of few tokens, 0.7 would leave almost none to see
     )  # fmt: skip
-    head = DiffusionHead(width=network.head_width, depth=_HEAD_DEPTH, batch_mul=_BATCH_MUL)
     return Train(
         model=Architecture(trunk=masked, head=head, patch_size=patch, label_drop=0.1 if conditional else 0.0),
         train_steps=steps, batch_size=batch, lr=network.lr, lr_schedule="cosine", warmup_steps=max(50, steps // 20),
@@ -212,10 +220,10 @@ def _two_digits(number: float) -> int:
     return int(number) // unit * unit
 
 
-def _sampling(tokens: int, precision: Literal["fp32", "bf16"], cfg_scale: float) -> Sampling:
+def _sampling(head: Head, tokens: int, precision: Literal["fp32", "bf16"], cfg_scale: float) -> Sampling:
     return Sampling(
-        ar_steps=min(tokens, 64), diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=YOUNG_MAX_TIMESTEP,
-        cfg_scale=cfg_scale, precision=precision,
+        ar_steps=min(tokens, 64), diffusion_steps=DiffusionSteps(first=50, last=50), cfg_scale=cfg_scale,
+        max_timestep=YOUNG_MAX_TIMESTEP if isinstance(head, DiffusionHead) else None, precision=precision,
     )  # fmt: skip
 
 
@@ -232,16 +240,17 @@ def told(recipe: Recipe, budget: Budget, seen: Seen) -> list[str]:
     effort, tokenizer = effort_of(size, budget), recipe.tokenizer
     network = network_of(effort, seen)
     where = "two cores of a processor" if size <= _MOST_FITTED_SIZE else "one GPU"
-    tokens = (_latent_size(tokenizer, size) // train.model.patch_size) ** 2
+    tokens, head = (_made(tokenizer, size).latent_size // train.model.patch_size) ** 2, train.model.head
     epochs = train.train_steps * train.batch_size / max(seen.images, 1)
     larger = NETWORKS[effort.largest]
     few = f"; the budget's {larger.width} takes {larger.pictures:,} pictures" if larger != network else ""
     made = "as given"
-    if isinstance(tokenizer, FitTokenizer):
+    if isinstance(tokenizer, Fit):
         made = f"fitted in {tokenizer.train_steps:,} steps, stride {tokenizer.stride}"
     return [
         f"budget {budget}: {effort.operations:.2g} operations of training, counted for {where}",
         f"tokenizer: {made}, {tokens} tokens of {train.model.patch_size} x {train.model.patch_size} latents",
-        f"model: trunk {network.width} wide, {network.depth} + {network.depth} blocks, head {network.head_width}{few}",
+        f"model: trunk {network.width} wide, {network.depth} + {network.depth} blocks, {head.kind} head"
+        f"{f' {head.width}' if hasattr(head, 'width') else ''}{few}",
         f"training: {train.train_steps:,} steps of {train.batch_size}, {epochs:,.0f} epochs, {train.precision}",
     ]

@@ -80,7 +80,9 @@ def _imagenet_var(
     return Recipe(
         name=f"imagenet-{image_size}-var-d{trunk.depth}", tokenizer=PretrainedTokenizer(kind="var16"),
         tokenize=Tokenize(image_size=image_size), train=train,
-        evaluate=Evaluate(generate=Generate(sampling=sampling, use_ema=False)),
+        evaluate=Evaluate(
+            generate=Generate(sampling=sampling, use_ema=False, batch_size=64 if image_size == 256 else 16)
+        ),
     )  # fmt: skip
 
 

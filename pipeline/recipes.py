@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from evaluate.config import YOUNG_MAX_TIMESTEP, DiffusionSteps, Evaluate, Generate, Reference, Sampling
 from evaluate.networks import Classifier, Features
@@ -12,7 +13,7 @@ from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
 from train.models.config import Architecture, trunk
-from train.models.heads import CategoricalHead, DiffusionHead, NadeHead
+from train.models.heads import CategoricalHead, DiffusionHead, FlowHead, Head, MixtureHead, NadeHead, RegressionHead
 from train.models.trunks import CausalTrunk, ConvolutionalTrunk, MaskedTrunk, NextScaleTrunk, RecurrentTrunk, Trunk
 from tune.config import NoSweep, SamplingSweep
 
@@ -97,31 +98,36 @@ def cifar10_32() -> Recipe:
     )  # fmt: skip
 
 
-def _table1(row: str, comes_next: str, chosen: Trunk, sampling: Sampling, *, codes: bool) -> Callable[[], Recipe]:
+def _table1(row: str, loss: str) -> Callable[[], Recipe]:
     """Return a recipe of Table 1 of Li et al. 2024: the same pictures, width, blocks, steps and batch in every row."""
+    (comes_next, chosen, sampling), (head, process, told) = _ROWS[row], _LOSSES[loss]
 
     def recipe() -> Recipe:
-        head = CategoricalHead() if codes else DiffusionHead(width=256, batch_mul=2)
-        tokenizer = FitVQTokenizer(train_steps=1200) if codes else FitTokenizer(train_steps=1200)
-        process = (
-            {} if codes else {"diffusion_steps": DiffusionSteps(first=30, last=30), "max_timestep": YOUNG_MAX_TIMESTEP}
-        )
+        tokenizer = (FitVQTokenizer if head.draws == "codes" else FitTokenizer)(train_steps=1200)
         base = emoji_32()
         training = replace(base.train, model=Architecture(trunk=chosen, head=head), train_steps=1500, lr=1e-3)
         drawn = replace(base.evaluate.generate, sampling=replace(sampling, cfg_scale=1.5, **process))
         steps = (16, _TABLE_1_TOKENS) if isinstance(chosen, MaskedTrunk) else ()
         sweep = SamplingSweep(temperature=(), cfg_scale=(), ar_steps=steps, images=512, finalists=0)
         return replace(
-            base, name=f"table1-{row}", tokenizer=tokenizer, train=training, tune=sweep if steps else NoSweep(),
+            base, name=f"table1-{row}-{loss}", tokenizer=tokenizer, train=training, tune=sweep if steps else NoSweep(),
             evaluate=replace(base.evaluate, generate=drawn, ceiling=False),
         )  # fmt: skip
 
-    recipe.__doc__ = f"""Table 1 of Li et al. 2024 on the demo's pictures: {comes_next}, {_LOSSES[codes]}."""
+    recipe.__doc__ = f"""Table 1 of Li et al. 2024 on the demo's pictures: {comes_next}, {told}."""
     return recipe
 
 
 _TABLE_1_TOKENS = 64
-_LOSSES = {True: "cross-entropy on codes", False: "Diffusion Loss"}
+_STEPS = {"diffusion_steps": DiffusionSteps(first=30, last=30)}
+_LOSSES: Mapping[str, tuple[Head, Mapping[str, Any], str]] = {
+    "ce": (CategoricalHead(), {}, "cross-entropy on codes"),
+    "diff": (DiffusionHead(width=256, batch_mul=2), {**_STEPS, "max_timestep": YOUNG_MAX_TIMESTEP}, "Diffusion Loss"),
+    "flow": (FlowHead(width=256, batch_mul=2), _STEPS, "flow matching"),
+    "gmm": (MixtureHead(), {}, "a mixture of Gaussians (GIVT)"),
+    "l2": (RegressionHead(), {}, "squared error, a negative control"),
+}
+"""Head, its settings of sampling, and what it is called."""
 _CAUSAL = CausalTrunk(width=128, depth=8, heads=4, buffer_size=4, dropout=0.0)
 _MASKED = replace(trunk(128, 4, 4), buffer_size=4, dropout=0.0, mask_ratio_min=0.5)
 _ROWS: Mapping[str, tuple[str, Trunk, Sampling]] = {
@@ -132,11 +138,14 @@ _ROWS: Mapping[str, tuple[str, Trunk, Sampling]] = {
     "mar": ("MAR, one token a step and many", _MASKED, Sampling(ar_steps=16)),
 }  # fmt: skip
 TABLE_1 = {
-    f"table1-{row}-{loss}": _table1(f"{row}-{loss}", *of, codes=loss == "ce")
-    for row, of in _ROWS.items()
-    for loss in ("ce", "diff")
+    f"table1-{row}-{loss}": _table1(row, loss)
+    for row in _ROWS
+    for loss in (_LOSSES if row == "mar" else ("ce", "diff"))
 }
-"""table1-{raster, random, mar}-{ce, diff}; of mar, the sweep draws both one token a step and many."""
+"""table1-{raster, random, mar}-{ce, diff}, and table1-mar-{flow, gmm, l2}.
+
+Of mar, the sweep draws both one token a step and many.
+"""
 
 
 def _raster(name: str, chosen: Trunk, *, codes: bool) -> Callable[[], Recipe]:

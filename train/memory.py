@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -108,7 +107,7 @@ def _require(memory: Memory, images: int, device_bytes: int) -> None:
         )
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: Autoregressor) -> None:
     """Keep of each block of the model only what goes in: its backward pass computes it again, with the same dropout."""
     for block in stacked(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -22,7 +23,7 @@ from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
 from infra.from_json import from_json
-from infra.storage import local_root
+from infra.storage import local_root, location
 from pipeline.flags import parse
 from pipeline.make import resolved
 from pipeline.own_images import SIZES, Budget, sketch
@@ -33,7 +34,9 @@ from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.imagenet import spoken
 from tokenize_jobs.sources.listing import ImageFiles
-from train.card import is_model_directory
+from train.card import is_model_directory, read_card
+
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +123,7 @@ def draw(subject: Sampled, options: Draw) -> str:
     generator = Generator(subject.model, subject.tokenizer, use_ema=subject.use_ema and not options.raw_weights)
     names = spoken(generator.card.classes)
     labels = _labels(options, generator.card.model.num_classes)
-    wanted = None if options.no_class else torch.tensor(labels).repeat_interleave(options.per_class)
-    indices = range(len(labels) * options.per_class)
-    known = _known(options.edit, generator, len(indices))
-    images = generator.draw(wanted, indices, options.seed, options.sampling, known, smooth=options.smooth)
+    images = _images(generator, labels, options)
     folder = Path(options.to)
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
@@ -135,6 +135,17 @@ def draw(subject: Sampled, options: Draw) -> str:
     )
     picture.save(folder / "grid.png")
     return f"{len(images)} images and grid.png in {folder}"
+
+
+def _images(generator: Generator, labels: Sequence[int | str], options: Draw) -> np.ndarray:
+    """Return the images uint8 (N, H, W, 3), drawn a few at once: an image's draws are its own, whatever its batch."""
+    known, count, parts = _known(options.edit, generator), len(labels) * options.per_class, []
+    for first in range(0, count, _AT_ONCE):
+        indices = range(first, min(first + _AT_ONCE, count))
+        wanted = None if options.no_class else torch.tensor([labels[index // options.per_class] for index in indices])
+        given = known and replace(known, latents=known.latents.expand(len(indices), -1, -1, -1))
+        parts.append(generator.draw(wanted, indices, options.seed, options.sampling, given, smooth=options.smooth))
+    return np.concatenate(parts)
 
 
 def _labels(options: Draw, count: int) -> Sequence[int | str]:
@@ -150,16 +161,15 @@ def _labels(options: Draw, count: int) -> Sequence[int | str]:
     return labels
 
 
-def _known(edit: Edit, generator: Generator, copies: int) -> Known | None:
-    """Return the tokens that an edit keeps, the same for each of the copies, or None without an edit."""
+def _known(edit: Edit, generator: Generator) -> Known | None:
+    """Return the tokens of one image that an edit keeps, or None without an edit."""
     if not edit.image and not edit.mask:
         return None
     if not (edit.image and edit.mask):
         raise InputError("--edit.image and --edit.mask go together: the picture, and what of it to repaint (white)")
-    one = known_from_pictures(
+    return known_from_pictures(
         Path(edit.image), Path(edit.mask), generator.card.model, generator.tokenizer.stride, generator.encode
     )
-    return replace(one, latents=one.latents.expand(copies, -1, -1, -1))
 
 
 def _subject(target: str, recipe: Recipe | None, options: Draw) -> Sampled:
@@ -169,7 +179,7 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> Sampled:
         if not is_model_directory(Path(target)):
             raise InputError(f"{target}: not the directory of a model (no model.json)")
         tokenizer = tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
-        return Sampled(target, tokenizer, Sampling())
+        return Sampled(target, tokenizer, Sampling.of(read_card(location(target)).model))
     plan = Planner(recipe, options.compute).plan()
     if recipe.checkpoint == "" and plan.steps["checkpoint"].find() is None:
         raise InputError(

@@ -18,6 +18,8 @@ from pipeline.recipes import RECIPES, emoji_32
 from pipeline.target import is_path, recipe_at
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer
 from tokenize_jobs.sources.listing import ImageFiles
+from tokenize_jobs.tokenizers import geometry
+from tune.config import SamplingSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +177,29 @@ def test_run_has_three_flags_beside_the_recipes():
 def test_step_that_there_is_not_cannot_be_made_anew():
     with pytest.raises(InputError, match=r"--again checkpoints: no such step\. Did you mean 'checkpoint'"):
         chosen_run("run", ["emoji-32", "--again", "checkpoints"])
+
+
+@pytest.mark.parametrize("kind", ["mixture", "flow", "regression"])
+def test_head_of_another_kind_is_drawn_without_the_start_of_the_recipes_own(kind):
+    recipe = chosen_run("run", ["emoji-32", "--train.model.head.kind", kind]).recipe
+    sampling, own = recipe.evaluate.generate.sampling, emoji_32().evaluate.generate.sampling
+    assert sampling == replace(own, max_timestep=None)
+    for step in (0, sampling.ar_steps - 1):
+        recipe.train.model.head.check(sampling.head_at(step))
+
+
+@pytest.mark.parametrize("flag", ["--evaluate.generate.sampling.max-timestep=900", "--generate.sampling.max_timestep"])
+def test_start_that_a_flag_gives_stays_whatever_the_head(flag):
+    words = ["emoji-32", "--train.model.head.kind", "flow", flag, *([] if "=" in flag else ["900"])]
+    assert chosen_run("run", words).recipe.evaluate.generate.sampling.max_timestep == 900
+    assert chosen_run("run", words[:1]).recipe == emoji_32()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("table1", "emoji"))])
+def test_recipe_draws_by_settings_that_its_own_model_takes(name):
+    recipe = RECIPES[name]()
+    model = recipe.train.on(geometry(recipe.tokenizer).of_image(recipe.tokenize.image_size), 5)
+    model.check()
+    recipe.evaluate.generate.sampling.check(model)
+    if isinstance(recipe.tune, SamplingSweep):
+        recipe.tune.check(model, recipe.evaluate.generate.sampling)

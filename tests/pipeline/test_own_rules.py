@@ -57,6 +57,15 @@ def test_recipe_keeps_within_its_budget_its_tokens_and_400_epochs_and_passes_its
     recipe.tune.check(model, recipe.evaluate.generate.sampling)
 
 
+@pytest.mark.parametrize("kind", ["fit-vq", "sub-pixels"])
+def test_head_and_patch_follow_from_what_the_tokenizer_makes(kind, pictures):
+    run = run_of("--images.path", pictures / "folders", "--budget", "minutes", "--tokenizer.kind", kind)
+    model = model_of(run.recipe)
+    model.check()
+    run.recipe.evaluate.generate.sampling.check(model)
+    assert model.num_tokens == (64 if kind == "fit-vq" else 16)
+
+
 def test_more_budget_trains_longer_and_more_pictures_never_take_a_smaller_network():
     for name, images in product(SIZES, COUNTS):
         costs = [cost(chosen(name, budget, images), Seen(images, 10), budget)[1] for budget in BUDGETS]

@@ -15,8 +15,8 @@ from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.store.cache_import import import_cache
 from tokenize_jobs.store.export import ABOUT, class_folders, export
 from tokenize_jobs.store.reader import LatentStore
-from tokenize_jobs.store.shards import commit_shard, publish, to_table
-from tokenize_jobs.tokens import Codes, GaussianLatents
+from tokenize_jobs.store.shards import columns_of, commit_shard, publish, to_table
+from tokenize_jobs.tokens import Codes, GaussianLatents, SubPixels
 
 KIND, CODES = GaussianLatents(4, 3, 3), Codes(70_000, 3, 3)
 CLASSES = ["ant", "bee.x", "cat"]
@@ -161,6 +161,26 @@ def test_bad_files_are_set_aside_with_their_reason_and_too_many_are_refused(tmp_
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=r"holds no \.npz"):
         import_cache(location(tmp_path / "cache"), PIXELS, 3, KIND, location(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"), [(Codes(300, 2, 2), (-1, 3.7, 300, np.nan)), (SubPixels(2, 2), (-1, 0.5, 256))], ids=str
+)
+def test_numbers_that_are_no_codes_are_set_aside_with_the_range(kind, bad, tmp_path):
+    folder, random = tmp_path / "cache" / "ant", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    columns = columns_of(kind)
+    for number in range(400):
+        values = random.integers(256, size=(2, *kind.shape)).astype(float)
+        if number < len(bad):
+            values[1].flat[1] = bad[number]
+        np.savez(folder / f"{number:04d}.npz", **dict(zip(columns, values, strict=True)))
+    root = location(tmp_path / "made")
+    assert import_cache(location(tmp_path / "cache"), PIXELS, 3, kind, root)["quarantined"] == len(bad)
+    reasons = pq.read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()
+    assert {row["reason"].split(": ")[1] for row in reasons} == {
+        f"holds what is no whole number from 0 to {kind.choices - 1}"
+    }
 
 
 def test_command_line_exports_and_imports(store, tmp_path, capsys):

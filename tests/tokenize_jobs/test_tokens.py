@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import location
+from infra.errors import InputError
+from infra.storage import location, write_json
 from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore
@@ -91,7 +92,7 @@ def test_usage_and_perplexity_are_those_of_the_codes(tmp_path):
     manifest = stored(kind, location(tmp_path), values)
     assert manifest["codebook_usage"] == pytest.approx(3 / 8)
     assert manifest["codebook_perplexity"] == pytest.approx(np.exp(-(0.5 * np.log(0.25) + 0.5 * np.log(0.5))))
-    assert kind.warning(manifest) == ""
+    assert kind.warning(manifest, 6) == ""
 
 
 def test_collapsed_codebook_is_told(tmp_path):
@@ -100,6 +101,25 @@ def test_collapsed_codebook_is_told(tmp_path):
     assert manifest["codebook_perplexity"] == pytest.approx(1)
     assert "collapsed: 0.3% of its 300 codes" in manifest["warning"]
     assert manifest["warning"] in describe(root)
+
+
+@pytest.mark.parametrize("kind", [Codes(16384, 3, 2), MultiScaleCodes(16384, 8, (1, 2), 4)], ids=str)
+def test_few_images_have_not_collapsed_a_large_codebook(kind, tmp_path):
+    assert "warning" not in stored(kind, location(tmp_path), some(kind, 50))
+
+
+def test_layout_of_no_known_kind_is_refused_with_what_it_says(tmp_path):
+    for described in ({"kind": "waves", "height": 2}, {"kind": "codes", "depth": 2}, {"height": 2}):
+        with pytest.raises(InputError, match=rf"layout is .*{next(iter(described.values()))}.*no kind known here"):
+            read_kind(described)
+
+
+def test_shards_without_the_column_of_the_manifest_are_refused_with_what_they_have(tmp_path):
+    root = location(tmp_path)
+    manifest = stored(Codes(256, 3, 2), root, some(Codes(256, 3, 2), 10))
+    write_json(root / "manifest.json", manifest | {"layout": PlainLatents(4, 3, 2).described()})
+    with pytest.raises(InputError, match=r"a\.parquet: has columns key, label, codes, codes_flip, not moments"):
+        LatentStore(root)
 
 
 def test_usage_of_each_scale_is_kept_and_shown(tmp_path):

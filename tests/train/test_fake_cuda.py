@@ -16,6 +16,7 @@ from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
 from tests.small_model import small
+from tests.train.test_var import SHAPE
 from tokenize_jobs.config import FitTokenizer
 from tokenize_jobs.tokenizers.kl import KLTokenizer, new_kl16
 from tokenize_jobs.tokenizers.small_kl import SmallKL
@@ -23,6 +24,7 @@ from train.batches import StepInput, training_draws
 from train.config import Train
 from train.ema import EMA
 from train.heldout_loss import loss_of
+from train.memory import fake_step
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
 from train.models.flow import flow_rows
@@ -127,6 +129,15 @@ def test_whole_sampler_stays_on_the_gpu_without_a_wait(generation):
         assert drawn.device.type == "cuda"
         assert drawn.shape == (1, 3, 4, 4)
     assert operators.count > 100
+
+
+@torch.no_grad()
+def test_cache_of_a_next_scale_model_holds_keys_in_half_precision_as_values():
+    with fake_step(SHAPE, 2, 14, "bf16", recomputing=False) as (model, inputs):
+        state = model.begin(torch.empty(2, 32, device=CUDA), inputs.draws.order)
+        model.next_scale(state)
+        held = [buffer.dtype for cache in state.caches for buffer in cache._buffers]
+    assert held == [torch.bfloat16] * 4
 
 
 @pytest.mark.parametrize("make", [lambda: SmallKL.new(FitTokenizer(width=16)), lambda: KLTokenizer(new_kl16()).vae])

@@ -10,6 +10,7 @@ from torch import distributed
 
 from tests.small_model import randomised, small
 from tests.train.test_training import CONFIG, LABELS, TOKENS
+from tests.train.test_var import SHAPE, TRUNK, some_codes
 from train.batches import StepInput, training_draws
 from train.ema import EMA
 from train.heldout_loss import loss_of
@@ -21,14 +22,21 @@ from train.sharding import own, spread
 from train.step import training_step
 
 CLIPPED, BAD, SAVED, STEPS = replace(CONFIG, grad_clip=0.05, micro_batch=2), 2, 3, 5
-CPU, CASES = torch.device("cpu"), ("masked", "pixelcnn")
+CPU = torch.device("cpu")
+CASES = {
+    **{trunk: (small(trunk), TOKENS) for trunk in ("masked", "pixelcnn", "rnn")},
+    "next-scale": (SHAPE, some_codes(8)),
+    "next-scale shared": (replace(SHAPE, trunk=replace(TRUNK, adaln="shared")), some_codes(8)),
+}
+PREPARED = ("masked", "next-scale")
 
 
 class Training:
     """One worker's part of a training of eight images in micro-batches of two, the fourth of which is once NaN."""
 
     def __init__(self, trunk: str, rank: int, world: int, prepare=lambda model: None) -> None:
-        self.rank, self.world, self.model = rank, world, randomised(small(trunk)).train()
+        self.rank, self.world, (shape, self.tokens) = rank, world, CASES[trunk]
+        self.model = randomised(shape).train()
         self.ema = EMA(self.model, 0.9)
         prepare(self.model)
         self.network = spread(self.model, self.ema.model, CPU, world, cut=True)
@@ -39,11 +47,11 @@ class Training:
         micro_batches = []
         for first in range(self.rank * 8 // self.world, (self.rank + 1) * 8 // self.world, 2):
             rows = range(first, first + 2)
-            tokens = TOKENS[first : first + 2] * (float("nan") if step == BAD and first == 6 else 1.0)
-            draws = training_draws(self.model.config, 1, step, rows)
-            micro_batches.append(StepInput(tokens, LABELS[first : first + 2], draws, step, self.world / 4))
+            tokens, draws = self.tokens[first : first + 2], training_draws(self.model.config, 1, step, rows)
+            weight = float("nan") if step == BAD and first == 6 else self.world / 4
+            micro_batches.append(StepInput(tokens, LABELS[first : first + 2], draws, step, weight))
         found = training_step(self.model, self.network, self.ema, self.optimization, micro_batches)
-        self.averaged = loss_of(self.ema.model, replace(micro_batches[0], tokens=TOKENS[:2])).loss.item()
+        self.averaged = loss_of(self.ema.model, replace(micro_batches[0], tokens=self.tokens[:2])).loss.item()
         return found["grad_norm"].item()
 
     def write(self, folder: Path) -> None:
@@ -61,7 +69,7 @@ def worker(rank, root):
     distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
     found = {}
     for trunk in CASES:
-        training, folder = Training(trunk, rank, 2, prepared if trunk == "masked" else lambda _: None), root / trunk
+        training, folder = Training(trunk, rank, 2, prepared if trunk in PREPARED else lambda _: None), root / trunk
         norms = [training.step(step) for step in range(SAVED)]
         training.write(folder / "cut" / f"step_{SAVED:08d}")
         mine = sum(tensor.numel() for tensor in own(training.model.parameters()))

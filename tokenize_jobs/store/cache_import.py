@@ -94,9 +94,16 @@ def _read(cache: UPath, shard: Shard, kind: TokenKind) -> Iterator[tuple[str, in
 
 
 def _checked(array: np.ndarray, kind: TokenKind) -> np.ndarray:
-    """Return what is stored of an array. Raises ValueError for another shape, and what is not finite in store."""
+    """Return what is stored of an array.
+
+    Raises ValueError for another shape, for what is not finite in store, and for what is none of the kind's choices.
+    """
     if array.shape != kind.shape:
         raise ValueError(f"its shape is {array.shape}, not {kind.shape}")
+    if (choices := kind.choices) is not None:
+        if not ((array >= 0) & (array < choices) & (array == np.floor(array))).all():
+            raise ValueError(f"holds what is no whole number from 0 to {choices - 1}")
+        return array.astype(kind.dtype)
     with np.errstate(over="ignore"):
         stored = array.astype(kind.dtype)
     if not np.isfinite(stored).all():

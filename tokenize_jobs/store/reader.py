@@ -132,6 +132,11 @@ def _row_groups(root: UPath, shard: dict[str, Any], kind: TokenKind, cache: Path
     with _opened(path, shard["bytes"]) as handle:
         whole, file = mapped(path) if is_local(path) else None, pq.ParquetFile(handle)
         names = file.schema_arrow.names
+        if missing := [name for name in columns_of(kind) if name not in names]:
+            raise InputError(
+                f"{path}: has columns {', '.join(names)}, not {' and '.join(missing)}, where {kind.told()} would lie; "
+                f"run `mar latents {root} --verify`"
+            )
         for number in range(file.num_row_groups):
             meta = file.metadata.row_group(number)
             columns = []

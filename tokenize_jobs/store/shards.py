@@ -167,13 +167,13 @@ def publish(
     for commit in commits:
         for label, count in commit.labels.items():
             labels[label] = labels.get(label, 0) + count
-    statistics = kind.statistics(sums)
-    if warning := kind.warning(statistics):
+    statistics, images = kind.statistics(sums), sum(commit.rows for commit in commits)
+    if warning := kind.warning(statistics, images):
         statistics["warning"] = warning
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "layout": kind.described(),
-        "images": sum(commit.rows for commit in commits),
+        "images": images,
         "quarantined": len(rejected),
         "images_per_label": dict(sorted(labels.items(), key=lambda item: int(item[0]))),
         **statistics,

@@ -21,12 +21,19 @@ _KINDS: Mapping[str, type[TokenKind]] = {
 def read_kind(described: Mapping[str, Any]) -> TokenKind:
     """Return the kind of token that a manifest's layout describes.
 
-    Layouts of the first stores name none: they are continuous, with or without a posterior.
+    Layouts of the first stores name none: they are continuous, with or without a posterior. Raises InputError for a
+    layout that is of no kind here.
     """
     fields = dict(described)
-    if (named := fields.pop("kind", None)) is not None:
-        return _KINDS[named](**fields)
-    return (PlainLatents if fields.pop("deterministic") else GaussianLatents)(**fields)
+    try:
+        if (named := fields.pop("kind", None)) is not None:
+            return _KINDS[named](**fields)
+        return (PlainLatents if fields.pop("deterministic") else GaussianLatents)(**fields)
+    except (KeyError, TypeError):
+        raise InputError(
+            f"the store's layout is {dict(described)}, which is of no kind known here: {', '.join(_KINDS)}, or latents "
+            "with or without a posterior; it was written by a later version, or its manifest is damaged"
+        ) from None
 
 
 def plain_grid(channels: int) -> Grid:

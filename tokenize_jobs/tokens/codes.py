@@ -1,5 +1,6 @@
 """Codes of one codebook: what a vector-quantizing tokenizer makes of an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ import numpy as np
 from tokenize_jobs.tokens.kind import TokenKind
 
 COLLAPSED = 0.1
-"""Share of a codebook in use below which a store warns."""
+"""Share in use of what can be, below which a store warns."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Codes(TokenKind):
     def dtype(self) -> np.dtype:
         """The smallest unsigned integers that hold every index."""
         return np.min_scalar_type(self.codebook_size - 1)
+
+    @property
+    def choices(self) -> int:
+        """The size of the codebook."""
+        return self.codebook_size
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,9 +70,9 @@ class Codes(TokenKind):
         usage, perplexity = spread(sums["count"])
         return {"codebook_usage": usage, "codebook_perplexity": perplexity}
 
-    def warning(self, statistics: Mapping[str, Any]) -> str:
+    def warning(self, statistics: Mapping[str, Any], images: int) -> str:
         """Say when hardly any code is in use."""
-        return collapse(statistics["codebook_usage"], self.codebook_size)
+        return collapse(statistics["codebook_usage"], self.codebook_size, images * math.prod(self.shape))
 
     def for_model(self) -> dict[str, Any]:
         """Return the side of the grid, and that a token is one code."""
@@ -84,8 +90,8 @@ def spread(counts: np.ndarray) -> tuple[float, float]:
     return len(used) / len(counts), float(np.exp(-(used * np.log(used)).sum()))
 
 
-def collapse(usage: float, codebook_size: int) -> str:
-    """Say when hardly any code is in use, or nothing."""
-    if usage >= COLLAPSED:
+def collapse(usage: float, codebook_size: int, codes: int) -> str:
+    """Say when hardly any code is in use of those that so many codes can use, or nothing."""
+    if usage >= COLLAPSED * min(1, codes / codebook_size):
         return ""
     return f"the codebook has collapsed: {usage:.1%} of its {codebook_size} codes are in use"

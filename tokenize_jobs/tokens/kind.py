@@ -22,6 +22,11 @@ class TokenKind(ABC):
         """Type of the stored numbers."""
 
     @property
+    def choices(self) -> int | None:
+        """How many whole numbers, from 0 on, a stored number is one of; None where it is real."""
+        return None
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of what is stored of one image."""
@@ -71,8 +76,8 @@ class TokenKind(ABC):
         """Return the factor on what `draw` returns that a model is trained with."""
         return 1.0
 
-    def warning(self, statistics: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Say what is wrong with a store of these statistics, or nothing."""
+    def warning(self, statistics: Mapping[str, Any], images: int) -> str:  # noqa: ARG002
+        """Say what is wrong with a store of these statistics and so many images, or nothing."""
         return ""
 
     def table(self, manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:  # noqa: ARG002

@@ -1,5 +1,6 @@
 """Codes of one codebook at several scales, coarse to fine: what VAR's tokenizer makes of an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -41,6 +42,11 @@ class MultiScaleCodes(TokenKind):
     def dtype(self) -> np.dtype:
         """The smallest unsigned integers that hold every index."""
         return np.min_scalar_type(self.codebook_size - 1)
+
+    @property
+    def choices(self) -> int:
+        """The size of the codebook."""
+        return self.codebook_size
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,9 +93,9 @@ class MultiScaleCodes(TokenKind):
             "scale_perplexity": [perplexity for _, perplexity in of_scales],
         }
 
-    def warning(self, statistics: Mapping[str, Any]) -> str:
+    def warning(self, statistics: Mapping[str, Any], images: int) -> str:
         """Say when hardly any code is in use, in all scales together."""
-        return collapse(statistics["codebook_usage"], self.codebook_size)
+        return collapse(statistics["codebook_usage"], self.codebook_size, images * math.prod(self.shape))
 
     def table(self, manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Return usage and perplexity of each scale."""

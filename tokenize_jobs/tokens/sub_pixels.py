@@ -27,6 +27,11 @@ class SubPixels(TokenKind):
         return np.dtype(np.uint8)
 
     @property
+    def choices(self) -> int:
+        """Values of a sub-pixel."""
+        return VALUES
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Return (3, h, w)."""
         return (3, self.height, self.width)

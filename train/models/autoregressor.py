@@ -68,9 +68,11 @@ class Autoregressor(nn.Module):
         raise NotImplementedError
 
 
-def stacked(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a model: what its stacks hold."""
-    return [block for stack in model.modules() if isinstance(stack, nn.ModuleList) for block in stack]
+def stacked(model: Autoregressor) -> list[nn.Module]:
+    """Return the blocks of a model: what its stacks hold, but for those that are the tokenizer's own."""
+    frozen = {module for part in model.of_tokenizer.values() for module in part.modules()}
+    stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and part not in frozen]
+    return [block for stack in stacks for block in stack]
 
 
 def compile_training(model: Autoregressor, *, cut: bool = False, **options: Any) -> None:  # noqa: ANN401

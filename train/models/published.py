@@ -61,7 +61,7 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
     Raises ValueError when a tensor that tells the shape is missing.
     """
     if published_var.is_var(state):
-        return published_var.recognise(state)
+        return published_var.recognise(state, heads)
     try:
         channels = state["z_proj.weight"].shape[1]
         encoder_width, decoder_width = state["fake_latent"].shape[1], state["mask_token"].shape[2]
@@ -94,6 +94,8 @@ def recognise(state: Mapping[str, Tensor], patch_size: int = 1, heads: int | Non
 
 def closest_size(state: Mapping[str, Tensor]) -> str:
     """Say which published size these tensors resemble most, by depth and width."""
+    if published_var.is_var(state):
+        return published_var.closest_size(state)
     sizes = {"MAR-B": mar_base().trunk, "MAR-L": mar_large().trunk, "MAR-H": mar_huge().trunk}
     widths = [tensor.shape[-1] for name, tensor in state.items() if name.endswith("norm1.weight")]
     width, depth = max(widths, default=0), _count(state, r"encoder_blocks\.(\d+)\.")

@@ -19,6 +19,7 @@ _RENAMED = {"word_embed.": "z_proj.word_embed.", "head.": "head.linear."}
 _OF_TOKENIZER = "z_proj.scales."
 _BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 _PHIS = 4
+_DEPTHS = (16, 20, 24, 30, 36)
 
 
 def is_var(state: Mapping[str, Tensor]) -> bool:
@@ -50,19 +51,20 @@ def to_published(state: Mapping[str, Tensor], config: Model) -> dict[str, Tensor
     return published
 
 
-def recognise(state: Mapping[str, Tensor]) -> Model:
+def recognise(state: Mapping[str, Tensor], heads: int | None = None) -> Model:
     """Return the shape of the model whose published tensors these are.
 
-    Raises ValueError when a tensor that tells the shape is missing.
+    The attention heads are those given, else told by the learned temperatures, else of 64 channels each. Raises
+    ValueError when a tensor that tells the shape is missing.
     """
     try:
         classes, width = state["class_emb.weight"].shape
         codes, channels = len(state["head.weight"]), state["word_embed.weight"].shape[1]
         counts = state["lvl_1L"].flatten().bincount()
-        hidden, heads = len(state["blocks.0.ffn.fc1.weight"]), _heads(state, width)
+        hidden, heads = len(state["blocks.0.ffn.fc1.weight"]), heads or _heads(state, width)
     except KeyError as missing:
         raise ValueError(f"not a VAR checkpoint: tensor {missing} is missing") from None
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    depth = _depth(state)
     scales = tuple(math.isqrt(count) for count in counts.tolist())
     return Model(
         latent_size=scales[-1], latent_channels=1, num_classes=classes - 1,
@@ -74,6 +76,17 @@ def recognise(state: Mapping[str, Tensor]) -> Model:
         ),
         head=CategoricalHead(),
     )  # fmt: skip
+
+
+def closest_size(state: Mapping[str, Tensor]) -> str:
+    """Say which published size these tensors resemble most: of depth n it has 64 n channels."""
+    width, depth = state["pos_1LC"].shape[-1], _depth(state)
+    nearest = min(_DEPTHS, key=lambda of: abs(64 * of - width) + abs(of - depth))
+    return f"it looks most like VAR-d{nearest}: width {width}, depth {depth}"
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
 def _heads(state: Mapping[str, Tensor], width: int) -> int:

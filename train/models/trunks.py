@@ -44,6 +44,7 @@ class MaskedTrunk:
     """Share dropped in attention and after each projection, while training."""
     mask_ratio_min: float = 0.7
     """Smallest masked share of an image in training."""
+    order: ClassVar[Literal["random"]] = "random"
     predicts: ClassVar[Layout] = "tokens of one grid"
     teacher_forced: ClassVar[bool] = False
     """One pass tells every token's condition from those before it in the order."""
@@ -67,8 +68,8 @@ class MaskedTrunk:
         return num_masked(uniform, num_tokens, self.mask_ratio_min)
 
     def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
-        """Return an image's order in training: a random one."""
-        return permutation(num_tokens)
+        """Return an image's order in training."""
+        return ORDERS[self.order](permutation, num_tokens)
 
     def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
         """Return the fewest steps in which so many tokens can be generated: all at once."""
@@ -228,6 +229,7 @@ class NextScaleTrunk:
     gate_init: float = 1e-3
     """Factor on the initial weights of the gates: small, so that blocks begin as almost nothing."""
     buffer_size: ClassVar[int] = 0
+    order: ClassVar[Literal["raster"]] = "raster"
     predicts: ClassVar[Layout] = "codes at several scales"
     teacher_forced: ClassVar[bool] = True
 
@@ -249,7 +251,7 @@ class NextScaleTrunk:
 
     def training_order(self, permutation: Callable[[int], Sequence[int]], num_tokens: int) -> Sequence[int]:
         """Return an image's order in training: coarse to fine, row by row."""
-        return ORDERS["raster"](permutation, num_tokens)
+        return ORDERS[self.order](permutation, num_tokens)
 
     def least_steps(self, to_generate: int, together: Sequence[int]) -> int:  # noqa: ARG002
         """Return the fewest steps in which so many tokens can be generated: one a scale."""

@@ -46,9 +46,10 @@ class ScaleAttention(nn.Module):
         if self.l2_norm:
             query = F.normalize(query, dim=-1) * self.scale_mul_1H11.clamp(max=_LARGEST_SCALE).exp()
             key, scale = F.normalize(key, dim=-1), 1.0
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast normalises in float32
         if cache is not None:
             key, value = cache.extend(key, value, capacity)
-        found = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, mask, scale=scale)
+        found = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
         return self.proj(found.transpose(1, 2).flatten(2))
 
 
@@ -77,22 +78,18 @@ class AdaLNBlock(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def modulation(self, class_vectors: Tensor, shared: Tensor | None) -> Tensor:
-        """Return two gates, two scales and two shifts (B, 1, 6, D), of class vectors (B, D) or of `shared`."""
-        if shared is not None:
-            return self.ada_gss + shared
-        return self.ada_lin(class_vectors).unflatten(-1, (1, 6, -1))
-
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        class_vectors: Tensor,
+        shared: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         capacity: int = 0,
     ) -> Tensor:
-        """Map x (B, N, D) to (B, N, D)."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
+        """Map x (B, N, D) to (B, N, D), given class vectors (B, D), or what all blocks share of them (B, 1, 6, D)."""
+        six = self.ada_lin(class_vectors).unflatten(-1, (1, 6, -1)) if shared is None else self.ada_gss + shared
+        gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
         x = x + self._dropped(self.attn(modulated(x, scale1, shift1), mask, cache, capacity) * gate1)
         return x + self._dropped(self.ffn(modulated(x, scale2, shift2)) * gate2)
 
@@ -123,7 +120,8 @@ class Generation:
     """What a generation keeps from one scale to the next."""
 
     class_vectors: Tensor
-    modulations: list[Tensor]
+    shared: Tensor | None
+    """What all blocks share of the class vectors (B, 1, 6, D), where they share it."""
     caches: list[KeyValueCache]
     scale: int = 0
     features: Tensor | float = 0.0
@@ -179,11 +177,8 @@ class VAR(Autoregressor):
             six[:2].mul_(trunk.gate_init)
             six[2:].mul_(0.5)
 
-    def _modulations(self, class_vectors: Tensor) -> list[Tensor]:
-        shared = None
-        if self.shared_ada_lin is not None:
-            shared = self.shared_ada_lin(class_vectors).unflatten(-1, (1, 6, -1))
-        return [block.modulation(class_vectors, shared) for block in self.blocks]
+    def _shared(self, class_vectors: Tensor) -> Tensor | None:
+        return None if self.shared_ada_lin is None else self.shared_ada_lin(class_vectors).unflatten(-1, (1, 6, -1))
 
     def _rows(self, read: Tensor, first: int) -> Tensor:
         """Add scale and position to what rows `first`... of the sequence read."""
@@ -194,14 +189,15 @@ class VAR(Autoregressor):
         """Return the condition (B, L - num_visible, D) of each code after the visible ones, from coarser scales."""
         start = class_vectors[:, None] + self.pos_start
         x = self._rows(torch.cat([start, self.z_proj(tokens[..., 0].long())], 1), 0)
-        for block, modulation in zip(self.blocks, self._modulations(class_vectors), strict=True):
-            x = block(x, modulation, self.mask)
+        shared = self._shared(class_vectors)
+        for block in self.blocks:
+            x = block(x, class_vectors, shared, self.mask)
         return self.head_nm(x, class_vectors)[:, num_visible:]
 
     def begin(self, class_vectors: Tensor, order: Tensor) -> Generation:  # noqa: ARG002  there is one order
         """Return the state of a generation, with empty caches."""
         caches = [KeyValueCache() for _ in self.blocks]
-        return Generation(class_vectors, self._modulations(class_vectors), caches)
+        return Generation(class_vectors, self._shared(class_vectors), caches)
 
     def conditions(self, state: Generation, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Return the condition (B, p^2, D) of the codes of the next scale, which reads the scale before."""
@@ -219,7 +215,7 @@ class VAR(Autoregressor):
         start = state.class_vectors[:, None] + self.pos_start
         read = self.z_proj.read(state.features, scale) if scale else start
         x = self._rows(read, sum(self.counts[:scale]))
-        for block, modulation, cache in zip(self.blocks, state.modulations, state.caches, strict=True):
-            x = block(x, modulation, cache=cache, capacity=self.capacity)
+        for block, cache in zip(self.blocks, state.caches, strict=True):
+            x = block(x, state.class_vectors, state.shared, cache=cache, capacity=self.capacity)
         state.scale += 1
         return self.head_nm(x, state.class_vectors)

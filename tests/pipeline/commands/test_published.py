@@ -14,7 +14,7 @@ from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers.small import Shape
 from tokenize_jobs.tokenizers.small_kl import SmallKL
 from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
-from train.card import read_card
+from train.card import EMA_WEIGHTS, WEIGHTS, read_card
 from train.checkpoint import read_model
 
 PIXELS = PretrainedTokenizer(kind="pixels")
@@ -93,10 +93,34 @@ def test_var_comes_in_with_its_tokenizers_codebook_and_out_again(tmp_path):
     vectors = load_file(tmp_path / "t" / "tokenizer.safetensors")["scales.codebook.vectors"]
     assert torch.equal(model.z_proj.scales.codebook.vectors, vectors)
     assert read_card(tmp_path / "model").latent_scale == 1.0
-    export_checkpoint(str(tmp_path / "model"), Export(to=str(tmp_path / "out.safetensors")))
-    exported = load_file(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_var_goes_out_as_one_table_of_raw_weights_and_comes_in_again(suffix, tmp_path):
+    official, tokenizer = load("var_tiny").published_state, fitted_scales(tmp_path / "t")
+    save_file(official, tmp_path / "var.safetensors")
+    import_checkpoint(str(tmp_path / "var.safetensors"), Import(tokenizer=tokenizer, to=str(tmp_path / "model")))
+    raw = load_file(tmp_path / "model" / WEIGHTS)
+    save_file({name: of * 0 for name, of in raw.items()}, tmp_path / "model" / EMA_WEIGHTS)
+    out = tmp_path / f"out.{suffix}"
+    export_checkpoint(str(tmp_path / "model"), Export(to=str(out)))
+    exported = load_file(out) if suffix == "safetensors" else torch.load(out, weights_only=True)
     assert exported.keys() == official.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in official.items())
+    import_checkpoint(str(out), Import(tokenizer=tokenizer, to=str(tmp_path / "again")))
+    for name in (WEIGHTS, EMA_WEIGHTS):
+        again = load_file(tmp_path / "again" / name)
+        assert again.keys() == raw.keys()
+        assert all(torch.equal(again[of], raw[of]) for of in raw)
+
+
+def test_heads_of_a_var_without_temperatures_are_those_given(tmp_path):
+    official, tokenizer = load("var_tiny").published_state, fitted_scales(tmp_path / "t")
+    save_file({name: of for name, of in official.items() if "scale_mul" not in name}, tmp_path / "var.safetensors")
+    for given, heads in ((0, 1), (8, 8)):
+        chosen = Import(tokenizer=tokenizer, to=str(tmp_path / f"{given}"), heads=given)
+        import_checkpoint(str(tmp_path / "var.safetensors"), chosen)
+        assert read_card(tmp_path / f"{given}").model.trunk.heads == heads
 
 
 def test_var_with_another_tokenizer_or_tensor_is_refused(tmp_path):
@@ -108,6 +132,9 @@ def test_var_with_another_tokenizer_or_tensor_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"tokenizer fitted .*codebook\.vectors"):
         import_checkpoint(str(tmp_path / "var.safetensors"), other)
     save_file(official | {"blocks.1.attn.proj.bias": torch.zeros(3)}, tmp_path / "broken.safetensors")
-    with pytest.raises(InputError, match=r"broken\.safetensors.*1 mis-shaped \(blocks\.1\.attn\.proj\.bias is \(3,\)"):
+    with pytest.raises(
+        InputError,
+        match=r"broken\.safetensors.*1 mis-shaped \(blocks\.1\.attn\.proj\.bias is \(3,\).*VAR-d16: width 64, d",
+    ):
         import_checkpoint(str(tmp_path / "broken.safetensors"), other)
     assert not (tmp_path / "m").exists()
