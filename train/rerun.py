@@ -54,7 +54,7 @@ def _listed(root: Path) -> set[str]:
     Ray would not start with such a list.
     """
     try:
-        state = _CheckpointManagerState.parse_obj(read_json(root / LIST))
+        state = _CheckpointManagerState.model_validate(read_json(root / LIST))
         names = [result.checkpoint_dir_name for result in (*state.checkpoint_results, *state.pending_training_results)]
         is_whole = (
             all((root / name).is_dir() for name in names)

@@ -117,7 +117,7 @@ def test_layout_of_no_known_kind_is_refused_with_what_it_says(tmp_path):
 def test_shards_without_the_column_of_the_manifest_are_refused_with_what_they_have(tmp_path):
     root = location(tmp_path)
     manifest = stored(Codes(256, 3, 2), root, some(Codes(256, 3, 2), 10))
-    write_json(root / "manifest.json", manifest | {"layout": PlainLatents(4, 3, 2).described()})
+    write_json(root / "manifest.json", manifest | {"layout": PlainLatents(4, 3, 2).described(), "latent_scale": 1.0})
     with pytest.raises(InputError, match=r"a\.parquet: has columns key, label, codes, codes_flip, not moments"):
         LatentStore(root)
 

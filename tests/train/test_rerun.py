@@ -60,7 +60,7 @@ def test_list_damaged_anywhere_is_removed_or_is_one_that_ray_reads(seed, root):
     path.write_bytes(content[: random.integers(len(content) + 1)] if random.random() < 0.5 else content)
     assert put_in_order(root).name == NAMES[2]
     if path.exists():
-        state = _CheckpointManagerState.parse_obj(json.loads(path.read_bytes()))
+        state = _CheckpointManagerState.model_validate(json.loads(path.read_bytes()))
         assert all((root / result.checkpoint_dir_name).is_dir() for result in state.checkpoint_results)
 
 
