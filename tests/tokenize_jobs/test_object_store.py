@@ -76,6 +76,7 @@ def test_store_on_s3_is_made_found_again_described_and_read(s3, mar, monkeypatch
 
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # one that an earlier test made knows that one's server
     from tokenize_jobs.store.reader import LatentStore
 
     latents = LatentStore(store)
