@@ -107,10 +107,9 @@ def _draw(
 def _training(model: UPath) -> str:
     """Return a digest of the training that a checkpoint is of, whatever its length; '' of a model without record."""
     checkpoint = load(model, CheckpointResult)
-    if checkpoint is None:
+    if checkpoint is None or not isinstance(config := checkpoint.record.get("config"), dict):
         return ""
-    config = {name: value for name, value in checkpoint.record["config"].items() if name != "train_steps"}
-    return fingerprint([config, checkpoint.record["inputs"]])
+    return fingerprint([{**config, "train_steps": 0}, checkpoint.record.get("inputs")])
 
 
 def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> dict[int, np.ndarray]:

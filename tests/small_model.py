@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from train.card import ModelCard
+from train.checkpoint import write_model
 from train.config import Train
 from train.ema import EMA
 from train.models.build import build_model
@@ -66,3 +68,14 @@ def small_of_sub_pixels(generation="masked", **changes):
 ORDER_OF = {
     "masked": "random", "random-causal": "random", "raster-causal": "raster", "pixelcnn": "raster", "rnn": "raster",
 }  # fmt: skip
+
+
+def written(folder, config):
+    """A model directory with random weights, of pixels as its latents; returns its path."""
+    card = ModelCard(
+        model=config, latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
+        train_steps=1, images_seen=1, ema_decay=0.9,
+    )  # fmt: skip
+    weights = randomised(config).state_dict()
+    write_model(folder, card, weights, weights)
+    return str(folder)

@@ -55,7 +55,9 @@ def _listed(root: Path) -> set[str]:
     """
     try:
         state = _CheckpointManagerState.model_validate(read_json(root / LIST))
-        names = [result.checkpoint_dir_name for result in (*state.checkpoint_results, *state.pending_training_results)]
+        latest = [state.latest_checkpoint_result] if state.latest_checkpoint_result else []
+        results = (*state.checkpoint_results, *state.pending_training_results, *latest)
+        names = [result.checkpoint_dir_name for result in results]
         is_whole = (
             all((root / name).is_dir() for name in names)
             and len(state.checkpoint_results) == len(state.checkpoint_report_indices)

@@ -38,6 +38,12 @@ def listing(*names):
     [
         (json.dumps(listing(*NAMES[1:])), True),
         (json.dumps(listing(NAMES[2], "gone")), False),
+        (
+            json.dumps(
+                listing(NAMES[2]) | {"latest_checkpoint_result": {"checkpoint_dir_name": "gone", "metrics": {}}}
+            ),
+            False,
+        ),
         (json.dumps(listing(*NAMES[1:]) | {"checkpoint_report_indices": [0]}), False),
         (json.dumps(listing(*NAMES[1:]) | {"current_report_index": "?"}), False),
         (json.dumps({"checkpoint_results": []}), False),

@@ -13,24 +13,12 @@ from evaluate.sampling.known import known_from_pictures
 from infra.cluster import Compute
 from pipeline.commands.sample import Draw, Edit, Sampled, _subject, draw
 from pipeline.given import measurable_at
-from tests.small_model import TRUNKS, randomised, small
+from tests.small_model import TRUNKS, small, written
 from tests.train.test_var import SHAPE
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
-from train.card import ModelCard
-from train.checkpoint import write_model
 
 PIXELS = TokenizerFile("pixels", hash="pixels")
 SAMPLING = Sampling(ar_steps=4, diffusion_steps=DiffusionSteps(first=3, last=3))
-
-
-def written(folder, config):
-    card = ModelCard(
-        model=config, latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
-        train_steps=1, images_seen=1, ema_decay=0.9,
-    )  # fmt: skip
-    weights = randomised(config).state_dict()
-    write_model(folder, card, weights, weights)
-    return str(folder)
 
 
 @pytest.mark.parametrize("edited", [False, True])
