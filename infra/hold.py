@@ -20,7 +20,8 @@ from infra.storage import is_local, storage_errors, write_json
 HOLD = "running.json"
 _RENEWED_EVERY_SECONDS = 10.0
 _DEAD_AFTER_SECONDS = 60.0
-_TRIES, _BURIAL_SECONDS = 20, 0.02
+_WRITTEN_WITHIN_SECONDS = 1.0
+_TRIES, _BURIAL_SECONDS = 100, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,13 @@ def holding(folder: UPath, *, shared: bool = False) -> Iterator[None]:
         write_json(folder / HOLD, canonical(mine()))
     stop = threading.Event()
 
+    def another() -> Hold | None:
+        other = None if shared else holder(folder)
+        return None if other is None or replace(other, renewed=0) == replace(mine(), renewed=0) else other
+
     def renew() -> None:
         while not stop.wait(_RENEWED_EVERY_SECONDS):
-            other = None if shared else holder(folder)
-            if other is not None and replace(other, renewed=0) != replace(mine(), renewed=0):
+            if (other := another()) is not None:
                 lost.append(other)
                 os.kill(os.getpid(), signal.SIGINT)
                 return
@@ -101,7 +105,7 @@ def holding(folder: UPath, *, shared: bool = False) -> Iterator[None]:
         stop.set()
         thread.join()
         with contextlib.suppress(*storage_errors()):
-            if not lost:
+            if another() is None:
                 (folder / HOLD).unlink(missing_ok=True)
 
 
@@ -125,6 +129,7 @@ def _take(folder: UPath, mine: Hold) -> None:
                 if (other := holder(folder)) is not None:
                     raise InputError(_held(folder, other)) from None
                 _bury(folder)
+                time.sleep(_BURIAL_SECONDS)
             else:
                 return
         raise InputError(f"{folder}: several processes began to make it at once; run again")
@@ -153,13 +158,24 @@ def _bury(folder: UPath) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - burying.stat().st_mtime > _DEAD_AFTER_SECONDS:  # it died, too
                 burying.unlink(missing_ok=True)
-        time.sleep(_BURIAL_SECONDS)
         return
     try:
-        if holder(folder) is None:
+        if _is_dead(folder, path):
             path.unlink(missing_ok=True)
     finally:
         burying.unlink(missing_ok=True)
+
+
+def _is_dead(folder: UPath, path: Path) -> bool:
+    """Tell whether a file is there and a dead process's. One that is gone is not: the next moment it is another's."""
+    try:
+        return not from_json(path.read_text(), Hold, str(folder / HOLD)).is_alive
+    except FileNotFoundError:
+        return False
+    except InputError:  # damaged, or just being written where a filesystem has no links
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime > _WRITTEN_WITHIN_SECONDS
+        return False
 
 
 def _held(folder: UPath, other: Hold) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -81,29 +82,35 @@ def test_damaged_hold_is_nobodys(tmp_path):
     assert holder(location(tmp_path)) is None
 
 
-@pytest.mark.parametrize("dead_before", [False, True] * 5)
-def test_of_many_that_begin_at_once_one_holds(tmp_path, dead_before):
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dead_before", [False, True])
+def test_of_many_that_begin_and_end_at_any_moment_one_holds(tmp_path, monkeypatch, request, dead_before, seed):
     if dead_before:
         written(tmp_path, pid=dead_pid())
+    monkeypatch.setattr("infra.hold._BURIAL_SECONDS", 0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that a thread stands still between any two lines
+    request.addfinalizer(lambda: sys.setswitchinterval(interval))
     inside, most, refused, lock = 0, 0, 0, threading.Lock()
     ready = threading.Barrier(8)
 
-    def make():
+    def make(draw):
         nonlocal inside, most, refused
         ready.wait()
-        try:
-            with holding(location(tmp_path)):
+        for _ in range(15):
+            try:
+                with holding(location(tmp_path)):
+                    with lock:
+                        inside += 1
+                        most = max(most, inside)
+                    time.sleep(draw.uniform(0, 0.003))
+                    with lock:
+                        inside -= 1
+            except InputError:
                 with lock:
-                    inside += 1
-                    most = max(most, inside)
-                time.sleep(0.05)
-                with lock:
-                    inside -= 1
-        except InputError:
-            with lock:
-                refused += 1
+                    refused += 1
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
+    threads = [threading.Thread(target=make, args=(random.Random(f"{seed} {i}"),)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,6 +129,12 @@ def test_process_that_stood_still_and_was_taken_for_dead_is_stopped_and_leaves_t
 
     with pytest.raises(InputError, match="stood still, and was taken for dead by process 1 on elsewhere"):
         make()
+    assert holder(location(tmp_path)).host == "elsewhere"
+
+
+def test_process_that_ends_before_it_learns_of_its_successor_leaves_the_others_hold(tmp_path):
+    with holding(location(tmp_path)):
+        written(tmp_path, host="elsewhere", pid=1)
     assert holder(location(tmp_path)).host == "elsewhere"
 
 
