@@ -70,13 +70,13 @@ def emoji_32_var() -> Recipe:
 def cifar10_32() -> Recipe:
     """CIFAR-10 (`--images.path`) at 32 px: about an hour on two cores with AVX2.
 
-    A young model wants strong guidance: FD falls up to CFG 32 (docs/results/cifar10_epyc_202611.md).
+    A young model wants strong guidance: FD falls up to CFG 48 (docs/results/cifar10_xeon_202611.md).
     The weights of CIFAR ResNet-56 are given by `--reference.features.weights` and `--evaluate.classifier.weights`.
     """
     masked = replace(trunk(256, 4, 4), buffer_size=4, dropout=0.0, mask_ratio_min=0.5)
     model = Architecture(trunk=masked, head=DiffusionHead(width=384, depth=3, batch_mul=2), patch_size=2)
     sampling = Sampling(
-        ar_steps=16, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=YOUNG_MAX_TIMESTEP, cfg_scale=32.0,
+        ar_steps=16, diffusion_steps=DiffusionSteps(first=50, last=50), max_timestep=YOUNG_MAX_TIMESTEP, cfg_scale=48.0,
     )  # fmt: skip
     return Recipe(
         name="cifar10-32",
@@ -93,7 +93,7 @@ def cifar10_32() -> Recipe:
             generate=Generate(images=500, sampling=sampling), classifier=Classifier(name="cifar-resnet-56")
         ),
         tune=SamplingSweep(
-            temperature=(), cfg_scale=(7.0, 12.0, 20.0, 32.0, 48.0), ar_steps=(), images=500, finalists=0
+            temperature=(), cfg_scale=(12.0, 20.0, 32.0, 48.0, 72.0), ar_steps=(), images=500, finalists=0
         ),
     )  # fmt: skip
 

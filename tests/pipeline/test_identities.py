@@ -28,8 +28,8 @@ IDENTITIES = {
         "tokenize": "6d9e45bc",
         "train": "9b2c57c8",
         "reference": "16dadc32",
-        "evaluate": "1c63fc2d",
-        "tune": "1ec93135",
+        "evaluate": "e0ba7b62",
+        "tune": "51045b7e",
         "reconstruction": "27bf0cf0",
     },
     "table1-raster-ce": {
