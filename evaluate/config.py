@@ -8,7 +8,7 @@ from typing import Literal
 from evaluate.extractors import LPIPS_FILE, sha256, weights_file
 from evaluate.networks import Classifier, Features
 from infra.errors import InputError
-from infra.fingerprint import added, where
+from infra.fingerprint import added, file_at, where
 from train.models.config import Model
 from train.models.heads import HeadSampling, Solver, TemperatureOn
 
@@ -169,7 +169,7 @@ class Reference:
     path: str = where(default="")
     """What is measured against, in place of the images that are trained on: images, named as in --images.path; a latent
     store, for the images that it was made of; or ADM's .npz (arr_0 images; mu and sigma; or both)."""
-    statistics: str = where(default="")
+    statistics: str = file_at(default="")
     """File with mean and covariance (mu, sigma) in place of those of the images, as ADM's adm_in256_stats.npz. Of what
     --reference.path names, features are kept for precision, recall, kernel distance and nearest images."""
 
@@ -222,9 +222,9 @@ class Reconstruction:
 
     images: int = 0
     """Number of real images to reconstruct, evenly from the shards; 0 for all."""
-    lpips: str = where(default="")
+    lpips: str = file_at(default="")
     """File of LPIPS's linear layers for VGG-16, where that distance is wanted; --reconstruction.vgg16 goes with it."""
-    vgg16: str = where(default="")
+    vgg16: str = file_at(default="")
     """File of torchvision's vgg16-397923af.pth for LPIPS; empty takes it from where torch keeps downloads."""
 
     @property

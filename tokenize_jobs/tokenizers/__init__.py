@@ -54,7 +54,9 @@ class Geometry:
     """The kind of token, by the side of the grid."""
 
     def of_image(self, image_size: int) -> TokenKind:
-        """Return what an image of this size becomes. Raises InputError unless the stride divides the size."""
+        """Return what an image of this size becomes. Raises InputError unless the stride divides the size, above 0."""
+        if image_size < 1:
+            raise InputError(f"--tokenize.image-size {image_size} is below 1")
         if image_size % self.stride:
             below = image_size // self.stride * self.stride
             raise InputError(
