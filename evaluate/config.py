@@ -10,7 +10,7 @@ from evaluate.networks import Classifier, Features
 from infra.errors import InputError
 from infra.fingerprint import added, file_at, where
 from train.models.config import Model
-from train.models.heads import HeadSampling, Solver, TemperatureOn
+from train.models.heads import DiffusionHead, FlowHead, Head, HeadSampling, Solver, TemperatureOn
 
 YOUNG_MAX_TIMESTEP = 950
 """Where a Diffusion Loss head starts in recipes other than the published ones.
@@ -101,6 +101,19 @@ class Sampling:
     def precisions(self) -> str:
         """The precision of the model, and of the decoder where that is not fp32: a condition of what is measured."""
         return self.precision + (f", decoded in {self.decoder_precision}" if self.decoder_precision != "fp32" else "")
+
+    def told(self, head: Head) -> str:
+        """Say what of the settings counts for a model with this head: a head that runs no process has no steps."""
+        denoises, of_logits = isinstance(head, DiffusionHead | FlowHead), head.draws != "continuous tokens"
+        on = f"the {self.temperature_on}" if denoises else "the logits" if of_logits else "the deviations"
+        parts = [
+            f"{self.ar_steps} AR x {self.diffusion_steps.label()} diffusion steps" if denoises
+            else f"{self.ar_steps} AR steps",
+            f"CFG {self.cfg_scale} {self.cfg_schedule}",
+        ]  # fmt: skip
+        parts += [f"temperature {self.temperature} on {on}"] if denoises or head.has_density else []
+        parts += [f"top-k {self.top_k}"] * bool(self.top_k) + [f"top-p {self.top_p:g}"] * (self.top_p != 1)
+        return ", ".join(parts)
 
     def head_at(self, step: int) -> HeadSampling:
         """Return the head's settings in autoregressive step `step` (0-based)."""
