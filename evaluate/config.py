@@ -8,9 +8,9 @@ from typing import Literal
 from evaluate.extractors import LPIPS_FILE, sha256, weights_file
 from evaluate.networks import Classifier, Features
 from infra.errors import InputError
-from infra.fingerprint import added, where
+from infra.fingerprint import added, file_at, where
 from train.models.config import Model
-from train.models.heads import HeadSampling, Solver, TemperatureOn
+from train.models.heads import DiffusionHead, FlowHead, Head, HeadSampling, Solver, TemperatureOn
 
 YOUNG_MAX_TIMESTEP = 950
 """Where a Diffusion Loss head starts in recipes other than the published ones.
@@ -102,6 +102,19 @@ class Sampling:
         """The precision of the model, and of the decoder where that is not fp32: a condition of what is measured."""
         return self.precision + (f", decoded in {self.decoder_precision}" if self.decoder_precision != "fp32" else "")
 
+    def told(self, head: Head) -> str:
+        """Say what of the settings counts for a model with this head: a head that runs no process has no steps."""
+        denoises, of_logits = isinstance(head, DiffusionHead | FlowHead), head.draws != "continuous tokens"
+        on = f"the {self.temperature_on}" if denoises else "the logits" if of_logits else "the deviations"
+        parts = [
+            f"{self.ar_steps} AR x {self.diffusion_steps.label()} diffusion steps" if denoises
+            else f"{self.ar_steps} AR steps",
+            f"CFG {self.cfg_scale} {self.cfg_schedule}",
+        ]  # fmt: skip
+        parts += [f"temperature {self.temperature} on {on}"] if denoises or head.has_density else []
+        parts += [f"top-k {self.top_k}"] * bool(self.top_k) + [f"top-p {self.top_p:g}"] * (self.top_p != 1)
+        return ", ".join(parts)
+
     def head_at(self, step: int) -> HeadSampling:
         """Return the head's settings in autoregressive step `step` (0-based)."""
         return HeadSampling(
@@ -169,7 +182,7 @@ class Reference:
     path: str = where(default="")
     """What is measured against, in place of the images that are trained on: images, named as in --images.path; a latent
     store, for the images that it was made of; or ADM's .npz (arr_0 images; mu and sigma; or both)."""
-    statistics: str = where(default="")
+    statistics: str = file_at(default="")
     """File with mean and covariance (mu, sigma) in place of those of the images, as ADM's adm_in256_stats.npz. Of what
     --reference.path names, features are kept for precision, recall, kernel distance and nearest images."""
 
@@ -222,9 +235,9 @@ class Reconstruction:
 
     images: int = 0
     """Number of real images to reconstruct, evenly from the shards; 0 for all."""
-    lpips: str = where(default="")
+    lpips: str = file_at(default="")
     """File of LPIPS's linear layers for VGG-16, where that distance is wanted; --reconstruction.vgg16 goes with it."""
-    vgg16: str = where(default="")
+    vgg16: str = file_at(default="")
     """File of torchvision's vgg16-397923af.pth for LPIPS; empty takes it from where torch keeps downloads."""
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 
 from evaluate.extractors import NETWORKS, Network, sha256, weights_file
 from infra.errors import InputError
-from infra.fingerprint import where
+from infra.fingerprint import file_at
 
 Extractor = Literal[
     "inception-v3-compat", "vgg16", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "dinov2-vit-s-14",
@@ -20,7 +20,7 @@ class Features:
 
     name: Extractor = "inception-v3-compat"
     """Extractor of the features: inception-v3-compat is FID's own, efficientnet-lite0 comes with the extra [demo]."""
-    weights: str = where(default="")
+    weights: str = file_at(default="")
     """File of its weights; empty takes them from where torch keeps downloads."""
 
     @property
@@ -54,7 +54,7 @@ class Classifier:
 
     name: Literal["none", "efficientnet-lite0", "cifar-resnet-56"] = "none"
     """Classifier of generated images: efficientnet-lite0 knows ImageNet's classes, cifar-resnet-56 CIFAR-10's."""
-    weights: str = where(default="")
+    weights: str = file_at(default="")
     """File of its weights; empty takes them from where torch keeps downloads."""
 
     @property

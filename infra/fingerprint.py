@@ -8,15 +8,33 @@ sets, arbitrary objects) are refused, so that no memory address leaks into an id
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
-_WHERE, _ADDED = "where", "added"
+_WHERE, _ADDED, _FILE = "where", "added", "file"
 T = TypeVar("T")
 
 
 def where(**kwargs: Any) -> Any:  # noqa: ANN401
     """Declare a dataclass field that says where something is, not what it is: never fingerprinted."""
     return dataclasses.field(metadata={_WHERE: True}, **kwargs)
+
+
+def file_at(**kwargs: Any) -> Any:  # noqa: ANN401
+    """Declare a dataclass field that names a file or folder on a disk, as `where()` does: `with_absolute_files`."""
+    return dataclasses.field(metadata={_WHERE: True, _FILE: True}, **kwargs)
+
+
+def with_absolute_files(tree: T) -> T:
+    """Return a tree of configs whose files are named from the root: workers have another working directory."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(tree):
+        value = getattr(tree, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = with_absolute_files(value)
+        elif field.metadata.get(_FILE) and value:
+            changes[field.name] = str(Path(value).expanduser().absolute())
+    return dataclasses.replace(tree, **changes)
 
 
 def added(**kwargs: Any) -> Any:  # noqa: ANN401

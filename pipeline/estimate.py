@@ -1,17 +1,18 @@
 """What a recipe would make, in hours and bytes, before anything is made.
 
 Seconds are those of a recorded step that differs in its amount of work alone, scaled; else counted operations (two a
-weight and token forwards, twice that backwards; attention's own left out, every trunk as if it saw
-all tokens in each step) at the rates stated here.
+weight and token forwards, twice that backwards; attention's own left out, a masked trunk as if it saw
+all tokens in each step; the others keep what they read, and read each token once) at the rates stated here.
 """
 
+import functools
 import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluate.config import Sampling
 from infra.artifact import Step
@@ -27,6 +28,7 @@ from tokenize_jobs.sources.survey import survey
 from tokenize_jobs.tokenizers import geometry
 from train.config import Train
 from train.models.config import Model
+from train.models.heads import DiffusionHead, FlowHead
 from tune.config import SamplingSweep
 
 GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
@@ -159,21 +161,30 @@ def _counted(name: str, recipe: Recipe, model: Model | None, images: int | None)
         name == "sweep" and not isinstance(recipe.tune, SamplingSweep)
     ):
         return None, None
-    trunk, head = weights(model)
-    rows = model.num_tokens + model.trunk.buffer_size
     if name == "checkpoint":
         seen = recipe.train.train_steps * recipe.train.batch_size
-        draws = getattr(model.head, "batch_mul", 1)
-        return seen * 6.0 * (trunk * rows + head * model.num_tokens * draws), (trunk + head) * float(_BYTES_A_WEIGHT)
+        found, draws = weights(model), getattr(model.head, "batch_mul", 1)
+        per_image = found.trunk * _rows(model) + found.classes + found.head * model.num_tokens * draws
+        return seen * 6.0 * per_image, sum(found) * float(_BYTES_A_WEIGHT)
     base = recipe.evaluate.generate.sampling
     swept = recipe.tune if name == "sweep" and isinstance(recipe.tune, SamplingSweep) else None
     settings = swept.planned(base) if swept else [base]
     drawn = _drawn_of_each(swept, base, len(settings)) if swept else recipe.evaluate.generate.images
-    return sum(
-        drawn * 2.0 * (2 if s.cfg_scale != 1 else 1)
-        * (trunk * rows * s.ar_steps + head * model.num_tokens * (s.diffusion_steps.first + s.diffusion_steps.last) / 2)
-        for s in settings
-    ), None  # fmt: skip
+    return drawn * sum(drawing(model, setting) for setting in settings), None
+
+
+def _rows(model: Model) -> int:
+    return model.num_tokens + model.trunk.buffer_size
+
+
+def drawing(model: Model, settings: Sampling) -> float:
+    """Return the operations that drawing an image takes."""
+    found, halves = weights(model), 2 if settings.cfg_scale != 1 else 1
+    passes = 1 if model.trunk.teacher_forced else settings.ar_steps
+    steps, denoises = settings.diffusion_steps, isinstance(model.head, DiffusionHead | FlowHead)
+    evaluations = (steps.first + steps.last) / 2 if denoises else 1
+    trunk = found.trunk * _rows(model) * passes + found.classes * settings.ar_steps
+    return 2.0 * halves * (trunk + found.head * model.num_tokens * evaluations)
 
 
 def _drawn_of_each(swept: SamplingSweep, base: Sampling, combinations: int) -> float:
@@ -183,16 +194,29 @@ def _drawn_of_each(swept: SamplingSweep, base: Sampling, combinations: int) -> f
     return (trials * swept.images + finalists) / combinations
 
 
-def weights(model: Model) -> tuple[int, int]:
-    """Return the numbers of weights of a model's trunk and of its head."""
+class Weights(NamedTuple):
+    """How many weights a model has, by how often each is multiplied."""
+
+    trunk: int
+    """Once a token or row of the class."""
+    classes: int
+    """Once an image and pass: what the class sets norms and gates by."""
+    head: int
+    """Once a token that is drawn, or more often where it denoises."""
+
+
+@functools.cache
+def weights(model: Model) -> Weights:
+    """Return the numbers of weights of a model."""
     import torch  # seconds to import, and only here
 
     from train.models.build import build_model
 
     with torch.device("meta"):
         built = build_model(model)
-    head = sum(parameter.numel() for parameter in built.head.parameters())
-    return sum(parameter.numel() for parameter in built.parameters()) - head, head
+    classes = sum(of.numel() for name, of in built.named_parameters() if "ada_lin." in name)
+    head = sum(of.numel() for of in built.head.parameters())
+    return Weights(sum(of.numel() for of in built.parameters()) - classes - head, classes, head)
 
 
 def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:

@@ -18,7 +18,7 @@ from infra.storage import local_root, location, read_json
 from pipeline.recipe import Recipe
 from pipeline.recipes import given_images, given_model
 from pipeline.target import is_recipe, recipe_at
-from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
+from tokenize_jobs.config import Fit, PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.card import ModelCard, is_model_directory, read_card
@@ -92,16 +92,27 @@ def as_trained_with(found: TokenizerFile, card: ModelCard) -> TokenizerFile:
     return found
 
 
+def measures_averages(folder: UPath) -> bool:
+    """Tell whether a model's averaged weights are what is measured: as the recipe that trained it says, else they are.
+
+    Raises InputError for a record whose recipe cannot be read.
+    """
+    recipe = _record(folder).get("recipe")
+    return not isinstance(recipe, dict) or _recipe(recipe, str(folder / RECORD)).evaluate.generate.use_ema
+
+
 def _own(folder: UPath) -> Recipe | None:
     """Return the recipe of a checkpoint's artifact, which takes that checkpoint; None for another model directory."""
     record = _record(folder)
     if record.get("step") != "checkpoint" or not isinstance(record.get("recipe"), dict):
         return None
     recipe, card = _recipe(record["recipe"], str(folder / RECORD)), read_card(folder)
+    if not isinstance(recipe.tokenizer, Fit):
+        return _measuring(recipe, folder, None)
     fitted = sorted((folder.parents[2] / "tokenizer").glob(f"*/{card.tokenizer_hash}"), key=str)
-    if card.tokenizer_kind.startswith("fit") and not fitted:
+    if not fitted:
         raise InputError(f"{folder}: its tokenizer {card.tokenizer_kind} {card.tokenizer_hash} is not beside it")
-    return _measuring(recipe, folder, PretrainedTokenizer(kind="fitted", path=str(fitted[0])) if fitted else None)
+    return _measuring(recipe, folder, PretrainedTokenizer(kind="fitted", path=str(fitted[0])))
 
 
 def _measuring(recipe: Recipe, model: UPath | Path, tokenizer: PretrainedTokenizer | None) -> Recipe:

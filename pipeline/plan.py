@@ -15,7 +15,7 @@ from evaluate.subject import Subject
 from infra.artifact import R, Step
 from infra.cluster import Compute, tracking_uri
 from infra.console import stage
-from infra.fingerprint import canonical
+from infra.fingerprint import canonical, with_absolute_files
 from infra.storage import local_root, location
 from pipeline.deciding import CODE
 from pipeline.given import as_trained_with, images_seen, model_folder
@@ -48,7 +48,7 @@ class Planner:
         self, recipe: Recipe, compute: Compute, on_log: OnLog = lambda _: None, again: Collection[str] = (),
         scanned: dict[ImageFiles, Images] | None = None,
     ) -> None:  # fmt: skip
-        self.recipe, self.compute, self.on_log, self.again = recipe, compute, on_log, again
+        self.recipe, self.compute, self.on_log, self.again = with_absolute_files(recipe), compute, on_log, again
         self.scanned = {} if scanned is None else scanned
         self.root = local_root(compute.out)
         self.image_size = recipe.tokenize.image_size

@@ -7,10 +7,11 @@ from evaluate.results import GRID, REPORT, EvaluationResult, ReconstructionResul
 from infra.artifact import Artifact
 from infra.console import say, table
 from pipeline.steps import Finished, Plan
+from train.models.config import Model
 
 
-def say_distances(evaluation: EvaluationResult) -> None:
-    """Print what an evaluation measured, beside its anchors and with its conditions."""
+def say_distances(evaluation: EvaluationResult, model: Model | None) -> None:
+    """Print what an evaluation measured, of a model or of given images, beside its anchors and with its conditions."""
     conditions = evaluation.conditions
     measured = "given images" if evaluation.sampling is None else "trained model"
     rows = [(measured, evaluation.numbers), ("  standard error", evaluation.errors)]
@@ -22,22 +23,21 @@ def say_distances(evaluation: EvaluationResult) -> None:
     say()
     say(table(cells, ("against real images", evaluation.metric + deficient, *names[1:])))
     say(
-        f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; {_how(evaluation)}"
+        f"  {conditions.reference_images} reference images, {evaluation.heldout_images} held out; "
+        + _how(evaluation, model)
         + ("; fewer images than features: compare with as many images only" if evaluation.rank_deficient else "")
     )
     if evaluation.likelihood:
         say(f"  bits: {evaluation.likelihood}; but for bits per dimension, of this tokenizer's tokens alone")
 
 
-def _how(evaluation: EvaluationResult) -> str:
+def _how(evaluation: EvaluationResult, model: Model | None) -> str:
     """Return how the images were drawn."""
-    if (sampling := evaluation.sampling) is None:
+    if (sampling := evaluation.sampling) is None or model is None:
         return f"{evaluation.conditions.images} images as they were given"
     return (
-        f"{'EMA' if evaluation.ema else 'raw'} weights; "
-        f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps, CFG {sampling.cfg_scale} "
-        f"{sampling.cfg_schedule}, temperature {sampling.temperature} on the {sampling.temperature_on}; "
-        f"{sampling.precisions}, seed {evaluation.seed}"
+        f"{'EMA' if evaluation.ema else 'raw'} weights; {sampling.told(model.head)}; {sampling.precisions}, "
+        f"seed {evaluation.seed}"
     )
 
 
@@ -64,7 +64,7 @@ def summary(plan: Plan, done: dict[str, Finished]) -> None:
     """Print what a run that measured something made."""
     evaluation = (done.get("evaluation") or done["reconstruction"]).artifact
     if "evaluation" in done:
-        say_distances(evaluation.result)
+        say_distances(evaluation.result, plan.model)
     else:
         say_reconstruction(evaluation.result)
     if "sweep" in done:

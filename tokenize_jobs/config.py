@@ -1,12 +1,12 @@
 """What tokenization is: the part of a recipe that decides the latents. Imports nothing heavy."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from infra.errors import InputError
-from infra.fingerprint import added, where
+from infra.fingerprint import added, file_at, where
 
 Precision = Literal["fp32", "tf32", "bf16"]
 WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
@@ -51,11 +51,11 @@ class PretrainedTokenizer:
     kind: Literal[
         "kl16", "diffusers", "taef2", "vq16", "vq16-latents", "var16", "fitted", "pixels", "sub-pixels"
     ] = "kl16"  # fmt: skip
-    """kl16: MAR's file; diffusers: folder of an AutoencoderKL or a VQModel; taef2: folder of the two halves; vq16:
-    latent diffusion's VQ-f16, for codes; vq16-latents: the same before quantisation; var16: VAR's
-    vae_ch160v4096z32.pth, for codes at ten scales; fitted: folder of one fitted before; pixels: no weights, continuous;
-    sub-pixels: no weights, whole numbers 0..255."""
-    path: str = where(default="")
+    """kl16: MAR's file; diffusers: folder of an AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC or
+    ConsistencyDecoderVAE, as its config says; taef2: folder of the two halves; vq16: latent diffusion's VQ-f16, for
+    codes; vq16-latents: the same before quantisation; var16: VAR's vae_ch160v4096z32.pth, for codes at ten scales;
+    fitted: folder of one fitted before; pixels: no weights, continuous; sub-pixels: none, whole numbers 0..255."""
+    path: str = file_at(default="")
     """File or folder of the tokenizer's weights."""
 
     @property
@@ -84,7 +84,11 @@ class Fit:
     """Seed of the initial weights, the batches and the posterior noise."""
 
     def check(self, image_size: int) -> None:
-        """Raise InputError unless the stride is even and divides the image size."""
+        """Raise InputError unless all counts are 1 or more, and the stride is even and divides the image size."""
+        for item in fields(self):
+            value, flag = getattr(self, item.name), f"--tokenizer.{item.name.replace('_', '-')}"
+            if item.type is int and item.name != "seed" and value < 1:
+                raise InputError(f"{flag} {value} is below 1")
         if self.stride < 2 or self.stride % 2:
             raise InputError(f"--tokenizer.stride {self.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
         if self.width < 8 or self.width % 8:
@@ -126,7 +130,7 @@ class FitQuantizing(Fit):
 
     perceptual: float = added(default=0.0)
     """Weight of the distance in VGG-16's features (--tokenizer.vgg16); 0 leaves it out."""
-    vgg16: str = where(default="")
+    vgg16: str = file_at(default="")
     """File of torchvision's vgg16-397923af.pth, for the perceptual distance."""
     adversarial: float = added(default=0.0)
     """Weight of what decoded pictures lose for being told from real ones by a patch discriminator; 0 leaves it out."""

@@ -43,6 +43,8 @@ class LatentsResult(Result):
     """Share of the time that the encoders encoded."""
     latent_scale: float | None = None
     """Factor that brings continuous latents to unit variance."""
+    gaussian_bits: float | None = None
+    """Bits a number that the best constant Gaussian needs for continuous latents, in the scale of the model."""
     codebook_usage: float | None = None
     """Share of the codebook that is in use, where tokens are codes."""
     codebook_perplexity: float | None = None
@@ -52,7 +54,7 @@ class LatentsResult(Result):
 
     def report(self, path: UPath) -> Report:
         """Return the numbers, and the store as a dataset of the run."""
-        names = ("latent_scale", "codebook_usage", "codebook_perplexity", "sub_pixel_entropy")
+        names = ("latent_scale", "gaussian_bits", "codebook_usage", "codebook_perplexity", "sub_pixel_entropy")
         measured = {name: getattr(self, name) for name in names}
         profile = json.dumps({"images": self.images} | {k: v for k, v in measured.items() if v is not None})
         data = Dataset(

@@ -1,7 +1,7 @@
 """MODEL --to FILE: the weights of a model directory under the published names
 
-Of MAR a .safetensors holds the averaged weights alone, a .pth the raw and the averaged ones. Of VAR, which averages
-none, both hold the raw weights, as one table.
+A .safetensors holds one table: the averaged weights, or the raw ones where the recipe that trained the model measures
+those (`use_ema` False). Of VAR a .pth holds the same table, of MAR the raw and the averaged weights.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,13 @@ from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
 from pipeline.flags import parse
+from pipeline.given import measures_averages
 from train.card import read_card
 from train.checkpoint import read_model
 from train.models.published import to_published
 from train.models.trunks import NextScaleTrunk
+
+_KEYS = {False: "model", True: "model_ema"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class Export:
     """Write a model directory's weights under the published names."""
 
     to: str = "model.safetensors"
-    """The .safetensors (of MAR averaged weights alone) or .pth (raw and averaged) to write; of VAR raw weights."""
+    """The .safetensors (the weights that are measured) or .pth (of MAR raw and averaged weights) to write."""
 
 
 def main(words: list[str]) -> None:
@@ -35,17 +38,18 @@ def main(words: list[str]) -> None:
 
 def export_checkpoint(model: str, config: Export) -> str:
     """Write the published layout; returns what was written. Raises InputError for a model without one."""
-    card, target = read_card(location(model)), Path(config.to)
-    averages = not isinstance(card.model.trunk, NextScaleTrunk)
-    sets = {ema: read_model(location(model), ema=ema).state_dict() for ema in ((False, True) if averages else (False,))}
+    folder, target = location(model), Path(config.to)
+    card, measured = read_card(folder), measures_averages(folder)
+    is_table = target.suffix == ".safetensors" or isinstance(card.model.trunk, NextScaleTrunk)
+    sets = {ema: read_model(folder, ema=ema).state_dict() for ema in ((measured,) if is_table else (False, True))}
     try:
         published = {ema: to_published(state, card.model) for ema, state in sets.items()}
     except ValueError as error:
         raise InputError(f"{model}: {error}") from None
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in published[averages].items()}, target)
+        save_file({name: tensor.contiguous() for name, tensor in published[measured].items()}, target)
     else:
-        torch.save({"model": published[False], "model_ema": published[True]} if averages else published[False], target)
-    which = "" if averages else ", raw weights"
-    return f"{target}: {len(published[averages])} tensors under the published names{which}"
+        torch.save(published[measured] if is_table else {_KEYS[ema]: of for ema, of in published.items()}, target)
+    which = " and ".join("averaged" if ema else "raw" for ema in published)
+    return f"{target}: {len(published[measured])} tensors under the published names, {which} weights"

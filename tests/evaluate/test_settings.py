@@ -14,7 +14,7 @@ from tests.small_model import small
 from train.config import Train
 from train.models.diffloss import SOLVERS
 from train.models.flow import SOLVERS as FLOW_SOLVERS
-from train.models.heads import CategoricalHead, FlowHead, Solver
+from train.models.heads import CategoricalHead, DiffusionHead, FlowHead, MixtureHead, RegressionHead, Solver
 from train.models.tokens import CodeTokens
 from train.models.trunks import ORDERS, CausalTrunk
 from train.optimizer import DECAYS
@@ -38,6 +38,22 @@ def choices(config, field):
 )
 def test_choices_of_a_setting_are_the_keys_of_its_table(chosen, table):
     assert chosen == set(table)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (DiffusionHead(), "10 AR x 100 diffusion steps, CFG 2.5 steps, temperature 0.9 on the noise"),
+        (CategoricalHead(), "10 AR steps, CFG 2.5 steps, temperature 0.9 on the logits, top-k 900, top-p 0.96"),
+        (MixtureHead(), "10 AR steps, CFG 2.5 steps, temperature 0.9 on the deviations"),
+        (RegressionHead(), "10 AR steps, CFG 2.5 steps"),
+    ],
+)
+def test_of_a_head_only_settings_that_count_are_told(head, told):
+    filters = {"top_k": 900, "top_p": 0.96} if head.draws == "codes" else {}
+    settings = Sampling(ar_steps=10, cfg_scale=2.5, cfg_schedule="steps", temperature=0.9, **filters)
+    head.check(settings.head_at(0))
+    assert settings.told(head) == told
 
 
 def test_drawing_without_a_class_is_refused_where_none_was_ever_dropped():

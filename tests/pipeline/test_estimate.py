@@ -6,17 +6,27 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from evaluate.config import DiffusionSteps, Sampling
+from evaluate.sampling.noise import ImageNoise
+from evaluate.sampling.sampler import sample
 from infra.cluster import Compute
 from infra.fingerprint import canonical
 from infra.storage import write_json
-from pipeline.estimate import GPU_RATE, PROCESSOR_RATE, estimate, weights
+from pipeline.estimate import GPU_RATE, PROCESSOR_RATE, drawing, estimate, weights
 from pipeline.plan import Planner
 from pipeline.recipes import emoji_32, emoji_32_var
+from tests.small_model import randomised, small, small_of_codes
 from tokenize_jobs.config import FitVQTokenizer
 from train.models.build import build_model
-from train.models.config import mar_base
-from train.models.heads import FlowHead
+from train.models.config import Architecture, mar_base, trunk
+from train.models.heads import CategoricalHead, FlowHead
+from train.models.tokens import MultiScaleTokens
+from train.models.trunks import CausalTrunk, ConvolutionalTrunk, NextScaleTrunk
 
+AROUND = 0.2
+"""Of a small model these are more, and attention is left out; of a masked one, that its encoder sees known tokens alone; of a
+PixelCNN, that no row reads the last one."""
+ONE_A_STEP, STEPS = Sampling(ar_steps=16, order="raster"), DiffusionSteps(first=9, last=3)
 WITHIN = 0.05
 """Norms, biases and embeddings are weights that no product counts."""
 
@@ -31,8 +41,8 @@ def hours(line):
 
 
 def test_weights_of_mar_b_are_as_published():
-    trunk, head = weights(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
-    assert (trunk + head) / 1e6 == pytest.approx(208, rel=WITHIN)
+    found = weights(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
+    assert sum(found) / 1e6 == pytest.approx(208, rel=WITHIN)
 
 
 def test_head_of_two_operations_a_weight_is_what_the_counter_counts():
@@ -43,7 +53,32 @@ def test_head_of_two_operations_a_weight_is_what_the_counter_counts():
         with FlopCounterMode(display=False) as counter:
             for linear in linears:
                 linear(torch.empty(7, linear.in_features))
-    assert counter.get_total_flops() == pytest.approx(7 * 2 * weights(model)[1], rel=WITHIN)
+    assert counter.get_total_flops() == pytest.approx(7 * 2 * weights(model).head, rel=WITHIN)
+
+
+SCALES = MultiScaleTokens(codebook_size=16, channels=4, scales=(1, 2, 3), phis=3)
+CAUSAL = CausalTrunk(width=128, depth=4, heads=4, buffer_size=4)
+DRAWN = {
+    "masked": (replace(small(), trunk=trunk(128, 2, 4)), replace(ONE_A_STEP, diffusion_steps=STEPS), 2),
+    "causal": (replace(small_of_codes(), trunk=CAUSAL), ONE_A_STEP, 1),
+    "flow": (replace(small(kind="flow"), trunk=CAUSAL), replace(ONE_A_STEP, diffusion_steps=STEPS), 1),
+    "guided": (replace(small_of_codes(), trunk=CAUSAL), replace(ONE_A_STEP, cfg_scale=3.0), 1),
+    "pixelcnn": (replace(small_of_codes(), trunk=ConvolutionalTrunk(width=64, depth=3)), ONE_A_STEP, 1.25),
+    "next-scale": (
+        Architecture(trunk=NextScaleTrunk(width=128, depth=3, heads=4), head=CategoricalHead()).on(
+            latent_size=3, latent_channels=1, num_classes=5, tokens=SCALES
+        ), replace(ONE_A_STEP, ar_steps=3), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawing_costs_what_the_counter_counts_of_the_sampler(name):
+    model, settings, at_most = DRAWN[name]
+    with FlopCounterMode(display=False) as counter:
+        sample(randomised(model), torch.tensor([0, 3]), ImageNoise(0, range(2)), settings)
+    ratio = drawing(model, settings) / (counter.get_total_flops() / 2)
+    assert 1 - AROUND < ratio < at_most + AROUND
 
 
 def test_cost_grows_with_the_work_and_falls_with_the_rate(tmp_path):

@@ -62,6 +62,19 @@ def test_checkpoint_whose_tokenizer_is_gone_is_refused(checkpoint):
         measurable_at(str(folder), Compute())
 
 
+def test_checkpoint_whose_tokenizer_was_given_is_measured_by_its_artifact(checkpoint, tmp_path):
+    folder, tokenizer, recipe = checkpoint
+    given = shutil.move(tokenizer, tmp_path / "elsewhere")
+    recipe = replace(recipe, tokenizer=PretrainedTokenizer(kind="fitted", path=str(given)))
+    file = tokenizers.find("fitted", str(given))
+    card = json.loads((folder / MODEL).read_text()) | {"tokenizer_kind": "fitted", "tokenizer_hash": file.hash}
+    (folder / MODEL).write_text(json.dumps(card))
+    write_json(folder / "artifact.json", {"step": "checkpoint", "recipe": canonical(recipe, identity=False)})
+    found = measurable_at(str(folder), Compute())
+    assert found == replace(recipe, checkpoint=str(folder), tune=NoSweep())
+    assert as_trained_with(file, read_card(folder)).hash == read_card(folder).tokenizer_hash
+
+
 @pytest.mark.e2e
 def test_registered_version_is_measured_with_the_settings_it_was_registered_with(tmp_path):
     out = tmp_path / "out"

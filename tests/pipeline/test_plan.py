@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evaluate.config import DuringTraining
 from evaluate.networks import Classifier, Features
 from infra.cluster import Compute
 from infra.errors import InputError
+from infra.fingerprint import canonical, with_absolute_files
 from infra.from_json import from_json
 from infra.stages import ElasticStage
 from infra.storage import location
@@ -18,7 +20,7 @@ from pipeline.plan import Planner
 from pipeline.published import imagenet_256_mar_b, imagenet_256_mar_l
 from pipeline.recipe import Recipe
 from pipeline.recipes import emoji_32, own_images
-from tokenize_jobs.config import PretrainedTokenizer, Tokenize
+from tokenize_jobs.config import FitVQTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
 from tokenize_jobs.tokens import PlainLatents
@@ -229,3 +231,23 @@ def test_other_weights_of_a_network_without_a_published_hash_are_another_referen
     assert first[0] == judged[0] != extracted[0]
     assert len({first[1], extracted[1], judged[1]}) == 3
     assert first[2] == extracted[2] == judged[2]
+
+
+def test_files_that_workers_read_are_named_from_the_root(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = own_images(images.path)
+    relative = replace(
+        recipe, tokenizer=FitVQTokenizer(vgg16="vgg.pth"), images=images, tokenize=Tokenize(image_size=16),
+        reference=replace(recipe.reference, features=Features(weights="inception.pth")),
+        evaluate=replace(recipe.evaluate, classifier=Classifier(weights="judge.pth")),
+        reconstruction=replace(recipe.reconstruction, lpips="sub/lpips.pth", vgg16="~/vgg.pth"),
+    )  # fmt: skip
+    found = with_absolute_files(relative)
+    assert found.tokenizer.vgg16 == str(tmp_path / "vgg.pth")
+    assert found.reference.features.weights == str(tmp_path / "inception.pth")
+    assert found.evaluate.classifier.weights == str(tmp_path / "judge.pth")
+    assert found.reconstruction.lpips == str(tmp_path / "sub" / "lpips.pth")
+    assert found.reconstruction.vgg16 == str(Path.home() / "vgg.pth")
+    assert found.reference.statistics == ""
+    assert canonical(found) == canonical(relative)
+    assert Planner(relative, Compute(out=str(tmp_path))).recipe == found

@@ -93,6 +93,21 @@ def assert_image(ours, recorded):
     assert (ours - recorded).abs().max() < 5e-5
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_recorded_samples_sum_up_to_the_recorded_inputs_and_images_edited_and_smooth_ones_too(name):
+    golden, sizes = load(name), FILES[name]
+    tokenizer, sides = filled(VARTokenizer(**sizes), published_state(name), name), sizes["sets"][0]
+    for j, run in enumerate(golden.meta["sampling"]):
+        recorded = {key.partition(".")[2]: of for key, of in golden.arrays.items() if key.startswith(f"sample{j}.")}
+        if "edit" not in run and not run["more_smooth"]:
+            assert_reproduced(
+                torch.stack(list(tokenizer.scales.partial_sums(recorded["ids"], sides))), recorded["f_hat"]
+            )
+        inputs = [shrink(of, side).flatten(2).mT for of, side in zip(recorded["f_hat"], sides[1:], strict=False)]
+        assert_reproduced(torch.cat(inputs, 1), recorded["next_input"])
+        assert_image((tokenizer.of_features(recorded["f_hat"][-1]) + 1) / 2, recorded["image"])
+
+
 def recorded_scales(golden, codebook="vae_state.quantize.embedding.weight", phis="vae_state.quantize.quant_resi"):
     vectors = golden[codebook]
     convs = sorted({key.rsplit(".", 1)[0] for key in golden if key.startswith(phis)})
@@ -226,3 +241,37 @@ def test_feature_map_of_a_side_without_scales_is_refused():
         grid(2)
     with pytest.raises(InputError, match="8 places a side, not the 4"):
         grid(8)
+
+
+@pytest.fixture
+def fast_but_rough():
+    """The settings by which a GPU may multiply and convolve in TF32, as they are found by all."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield backends
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_quantiser_multiplies_and_convolves_in_float32_whatever_the_caller_allows(
+    compiled, fast_but_rough, monkeypatch
+):
+    convolved, seen = torch.nn.functional.conv2d, []
+
+    def conv2d(*args, **kwargs):
+        seen.append([backend.allow_tf32 for backend in fast_but_rough] + [torch.is_autocast_enabled("cpu")])
+        return convolved(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    scales = Scales(Codebook(16, 4), 2).requires_grad_(requires_grad=False)
+    scales.codebook.vectors.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = scales.encode(torch.randn(2, 4, 4, 4), (1, 2, 4))
+        *_, summed = scales.partial_sums(codes, (1, 2, 4))
+    assert summed.dtype == torch.float32
+    assert seen == [[False] * 3] * 6
+    assert all(backend.allow_tf32 for backend in fast_but_rough)

@@ -95,6 +95,25 @@ def test_usage_and_perplexity_are_those_of_the_codes(tmp_path):
     assert kind.warning(manifest, 6) == ""
 
 
+@pytest.mark.parametrize("kind", [GaussianLatents(2, 3, 2), PlainLatents(2, 3, 2)], ids=str)
+def test_bits_of_the_best_constant_gaussian_are_what_it_costs(kind, tmp_path):
+    draws = np.random.default_rng(0).standard_normal((2, 40, *kind.shape))
+    draws[:, :, :1] = draws[:, :, :1] * 3 + 5
+    draws[:, :, 2:] = -30  # log variances: of a posterior that is a point
+    values = draws.astype(np.float16)
+    manifest = stored(kind, location(tmp_path), values)
+    numbers = values[:, :, :2].astype(float).swapaxes(0, 2).reshape(2, -1) * manifest["latent_scale"]
+    mean, deviation = numbers.mean(1, keepdims=True), numbers.std(1, keepdims=True)
+    density = np.exp(-0.5 * ((numbers - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+    assert kind.measured(manifest)["gaussian_bits"] == pytest.approx(-np.log2(density).mean(), rel=1e-6)
+
+
+def test_constant_channel_has_no_bits_of_a_gaussian(tmp_path):
+    kind, values = PlainLatents(2, 3, 2), some(PlainLatents(2, 3, 2), 10)
+    values[:, :, 0] = 1
+    assert set(kind.measured(stored(kind, location(tmp_path), values))) == {"latent_scale"}
+
+
 def test_collapsed_codebook_is_told(tmp_path):
     kind, root = Codes(300, 2, 2), location(tmp_path)
     manifest = stored(kind, root, np.zeros((2, 6, 2, 2), kind.dtype))

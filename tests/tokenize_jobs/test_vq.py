@@ -16,6 +16,9 @@ from tokenize_jobs.tokenizers.kl import published_name
 from tokenize_jobs.tokenizers.vq import VQ16_CODES, VQLatents, VQTokenizer, filled, new_vq16, read_vq16
 from tokenize_jobs.tokens import Codes, PlainLatents
 
+GRADIENTS = 2e-4
+"""Of the largest value of a gradient."""
+
 
 def published_names(levels, blocks, attention):
     """Names of taming's autoencoder with attention at one level."""
@@ -70,6 +73,38 @@ def test_vq16_gives_the_recorded_codes_and_images(vq16_file):
     assert_reproduced(before.decode(golden["z"]), golden["decoded"].clamp(-1, 1))  # quantised to be decoded
 
 
+def test_small_vq_gives_the_recorded_arrays_and_the_decoders_gradients():
+    golden, vq = load("vq_f16_tiny"), tiny_vq()
+    state, arrays = golden.published_state, golden.arrays
+    tokenizer = VQTokenizer(filled(vq, state, "vq_f16_tiny"))
+    with torch.inference_mode():
+        assert_reproduced(vq.encoder(arrays["images"]), arrays["encoder_out"])
+        assert_reproduced(tokenizer.latents(arrays["images"]), arrays["z"])
+    codes = tokenizer.encode(arrays["images"])
+    assert torch.equal(codes.flatten(1), arrays["ids"])
+    assert_reproduced(look_up(codes, tokenizer.codebook), arrays["quantised"])
+    assert_reproduced(arrays["quantised"], arrays["straight_through"])
+    assert_reproduced(tokenizer.decode(codes[:, None].float()), arrays["decoded"].clamp(-1, 1))
+    quantised = arrays["quantised"].clone().requires_grad_()
+    vq.requires_grad_(requires_grad=True)
+    (vq.decoder(vq.post_quant_conv(quantised)) * arrays["upstream"]).sum().backward()
+    gradients = {"grad.quantised": quantised.grad}
+    for name in ("decoder.conv_out.weight", "post_quant_conv.weight"):
+        gradients[f"legacy.grad.{name}"] = vq.get_parameter(published_name(name, levels=3)).grad
+    for name, gradient in gradients.items():
+        assert (gradient - arrays[name]).abs().max() < GRADIENTS * arrays[name].abs().max(), name
+
+
+def tiny_vq():
+    """A VQModel of the recorded shape: three levels, attention at the last."""
+    return VQModel(
+        block_out_channels=(32, 64, 32), layers_per_block=1, norm_num_groups=32, latent_channels=6,
+        num_vq_embeddings=64, vq_embed_dim=4,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    )  # fmt: skip
+
+
 def test_vq16_of_other_weights_is_named(tmp_path):
     save_file(load("mar_tiny").published_state, tmp_path / "mar.safetensors")
     with pytest.raises(InputError, match=r"mar\.safetensors: not VQ-f16: \d+ tensors missing, unknown or mis-shaped"):
@@ -107,8 +142,8 @@ def test_diffusers_folder_is_what_its_config_says(tmp_path):
         decoded = model.decode(latents).sample.clamp(-1, 1)
     assert torch.equal(loaded.encode(images), expected)
     assert_reproduced(loaded.decode(expected[:, None].float()), decoded)
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
-    with pytest.raises(InputError, match="holds a diffusers AutoencoderDC; AutoencoderKL and VQModel can be taken"):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    with pytest.raises(InputError, match="holds a diffusers AutoencoderKLWan; AutoencoderKL, VQModel, Auto"):
         tokenizers.geometry(config)
 
 

@@ -42,6 +42,8 @@ def test_negative_log_likelihood_and_its_gradient_equal_the_published_ones(golde
     torch.testing.assert_close(params.grad, golden["grad.params"], **EXACT)
     single = -Mixture.of(golden["params"], 16).log_density(golden["tokens"])
     torch.testing.assert_close(single, golden["nll_float32"], rtol=1e-6, atol=0)
+    unconditional = Mixture.of(golden["uncond_params"].double(), 16)
+    torch.testing.assert_close(-unconditional.log_density(golden["tokens"].double()), golden["uncond_nll"], **EXACT)
     colder = replace(mixture, scales=0.95 * mixture.scales)
     torch.testing.assert_close(-colder.log_density(golden["tokens"].double()), golden["nll_scale095"], **EXACT)
 

@@ -191,3 +191,12 @@ def test_trunk_head_and_tokens_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"trunk.heads 5 does not divide width 32"):
         replace(SHAPE, trunk=replace(TRUNK, heads=5)).check()
     SHAPE.check()
+
+
+def test_what_scales_read_is_embedded_in_float32_under_autocast_too():
+    embedding, codes = small_var().z_proj, some_codes()[..., 0].long()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        read = embedding(codes), embedding.read(torch.ones(2, 4, 3, 3), 1)
+    with torch.no_grad():
+        assert torch.equal(read[0], embedding(codes))
+        assert torch.equal(read[1], embedding.read(torch.ones(2, 4, 3, 3), 1))

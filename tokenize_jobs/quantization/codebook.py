@@ -16,7 +16,7 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     In float32, by squared distance; the first of equals.
     """
     rows, codebook = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1]), codebook.float()
-    with _in_float32(latents.device):
+    with in_float32(latents.device):
         norms = codebook.square().sum(1)
         found = [
             (norms - 2 * part @ codebook.T + part.square().sum(1, keepdim=True)).argmin(1)
@@ -26,15 +26,18 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 @contextmanager
-def _in_float32(device: torch.device) -> Iterator[None]:
-    """Multiply in full precision, whatever the caller encodes in: a wrong coarse code changes all finer ones."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Multiply and convolve in full precision, whatever the caller does: a wrong coarse code changes all finer ones."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = False
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.allow_tf32 = before
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def look_up(codes: Tensor, codebook: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenize_jobs.quantization.codebook import Codebook, look_up, nearest
+from tokenize_jobs.quantization.codebook import Codebook, in_float32, look_up, nearest
 
 _BLEND = 0.5
 """Share of a phi's output that its convolution has."""
@@ -43,7 +43,8 @@ class Scales(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             if scale < len(sides) - 1:
                 vectors = F.interpolate(vectors, size=side, mode="bicubic")
-            return vectors * (1 - _BLEND) + phi(vectors) * _BLEND
+            convolve = _convolve_in_graph if torch.compiler.is_compiling() else _convolve
+            return vectors * (1 - _BLEND) + convolve(vectors, phi.weight, phi.bias) * _BLEND
 
     def quantised(self, features: Tensor, sides: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield of each scale what is quantised (B, C, p, p), its codes (B, p, p), and what they add (B, C, S, S).
@@ -68,6 +69,22 @@ class Scales(nn.Module):
         for scale, of_scale in enumerate(split(codes, sides)):
             features = features + self.added(look_up(of_scale, self.codebook.vectors), scale, sides)
             yield features
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with in_float32(x.device):
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+@torch.library.custom_op("mar::convolve_in_float32", mutates_args=())
+def _convolve_in_graph(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve as a step of a compiled graph, which has no place for settings; only frozen phis are compiled."""
+    return _convolve(x, weight, bias)
+
+
+@_convolve_in_graph.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(x)
 
 
 def split(codes: Tensor, sides: Sequence[int]) -> list[Tensor]:

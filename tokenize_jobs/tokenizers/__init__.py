@@ -54,7 +54,9 @@ class Geometry:
     """The kind of token, by the side of the grid."""
 
     def of_image(self, image_size: int) -> TokenKind:
-        """Return what an image of this size becomes. Raises InputError unless the stride divides the size."""
+        """Return what an image of this size becomes. Raises InputError unless the stride divides the size, above 0."""
+        if image_size < 1:
+            raise InputError(f"--tokenize.image-size {image_size} is below 1")
         if image_size % self.stride:
             below = image_size // self.stride * self.stride
             raise InputError(
@@ -110,14 +112,19 @@ def _load_kl16(path: str) -> Tokenizer:
 
 
 def _load_diffusers(path: str) -> Tokenizer:
-    from diffusers import AutoencoderKL, VQModel
+    import diffusers
 
+    from tokenize_jobs.tokenizers.consistency import ConsistencyTokenizer
     from tokenize_jobs.tokenizers.kl import KLTokenizer, read_diffusers
+    from tokenize_jobs.tokenizers.plain import PlainTokenizer
     from tokenize_jobs.tokenizers.vq import VQTokenizer
 
-    if _class_in_diffusers(path) == "VQModel":
-        return VQTokenizer(read_diffusers(path, VQModel))
-    return KLTokenizer(read_diffusers(path, AutoencoderKL))
+    kinds: dict[str, Callable[[Any], Tokenizer]] = {
+        "AutoencoderKL": KLTokenizer, "VQModel": VQTokenizer, "AutoencoderTiny": PlainTokenizer,
+        "AutoencoderDC": PlainTokenizer, "ConsistencyDecoderVAE": ConsistencyTokenizer,
+    }  # fmt: skip
+    name = _class_in_diffusers(path)
+    return kinds[name](read_diffusers(path, getattr(diffusers, name)))
 
 
 def _load_taef2(path: str) -> Tokenizer:
@@ -159,14 +166,24 @@ def _load_pixels(path: str) -> Tokenizer:  # noqa: ARG001  pixels have no weight
     return Pixels()
 
 
+_IN_DIFFUSERS: dict[str, tuple[str, Callable[[int], Grid], str]] = {
+    "AutoencoderKL": ("latent_channels", gaussian_grid, "block_out_channels"),
+    "VQModel": ("num_vq_embeddings", code_grid, "block_out_channels"),
+    "AutoencoderTiny": ("latent_channels", plain_grid, "encoder_block_out_channels"),
+    "AutoencoderDC": ("latent_channels", plain_grid, "encoder_block_out_channels"),
+    "ConsistencyDecoderVAE": ("latent_channels", gaussian_grid, "encoder_block_out_channels"),
+}
+"""What of the config of each of diffusers' autoencoders tells the tokens, and its levels, each of half the size."""
+
+
 def _geometry_of_diffusers(path: str) -> Geometry:
-    file, quantizes = Path(path).expanduser() / "config.json", _class_in_diffusers(path) == "VQModel"
+    file, name = Path(path).expanduser() / "config.json", _class_in_diffusers(path)
+    size, grid, levels = _IN_DIFFUSERS[name]
     try:
         found = json.loads(file.read_text())
-        grid = code_grid(int(found["num_vq_embeddings"])) if quantizes else gaussian_grid(int(found["latent_channels"]))
-        return Geometry(2 ** (len(found["block_out_channels"]) - 1), grid)
+        return Geometry(2 ** (len(found[levels]) - 1), grid(int(found[size])))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"tokenizer {file}: not the config of an AutoencoderKL or a VQModel ({error!r})") from None
+        raise InputError(f"tokenizer {file}: not the config of a diffusers {name} ({error!r})") from None
 
 
 def _class_in_diffusers(path: str) -> str:
@@ -176,8 +193,8 @@ def _class_in_diffusers(path: str) -> str:
         named = json.loads(file.read_text()).get("_class_name", "AutoencoderKL")
     except (OSError, ValueError, AttributeError):
         return "AutoencoderKL"  # a hub's name, or damage that reading tells
-    if named not in ("AutoencoderKL", "VQModel"):
-        raise InputError(f"tokenizer {file}: holds a diffusers {named}; AutoencoderKL and VQModel can be taken")
+    if named not in _IN_DIFFUSERS:
+        raise InputError(f"tokenizer {file}: holds a diffusers {named}; {', '.join(_IN_DIFFUSERS)} can be taken")
     return named
 
 

@@ -79,6 +79,17 @@ class PlainLatents(TokenKind):
             "channel_std": np.sqrt(variance).tolist(),
         }
 
+    def measured(self, manifest: Mapping[str, Any]) -> dict[str, float]:
+        """Return latent_scale, and gaussian_bits: what the best constant Gaussian, diagonal, has in bits a number.
+
+        Numbers are in a model's scale, as in a head's bits_a_latent_number; left out where a channel is constant.
+        """
+        deviations = np.asarray(manifest["channel_std"]) * manifest["latent_scale"]
+        if not deviations.all():
+            return super().measured(manifest)
+        bits = float(np.log2(deviations).mean() + 0.5 * np.log2(2 * np.pi * np.e))
+        return super().measured(manifest) | {"gaussian_bits": bits}
+
     def scale(self, manifest: Mapping[str, Any]) -> float:
         """Return the measured latent_scale."""
         return manifest["latent_scale"]

@@ -1,5 +1,6 @@
 """What a model is: its architecture, the published ones among them, and its fit to the data. Imports not even torch."""
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -65,6 +66,8 @@ class Model(Architecture):
         """Raise ValueError, beginning with the flag of a field of the architecture, unless all fits together."""
         if self.patch_size < 1:
             raise ValueError(f"patch-size {self.patch_size} is below 1")
+        for prefix, part in (("trunk.", self.trunk), ("head.", self.head)):
+            _check_sizes(part, prefix)
         if self.latent_size % self.patch_size:
             raise ValueError(
                 f"patch-size {self.patch_size} does not divide the size of the latents, {self.latent_size}"
@@ -74,9 +77,6 @@ class Model(Architecture):
             self.trunk.check()
         except ValueError as error:
             raise ValueError(f"trunk.{error}") from None
-        for name in ("width", "depth", "batch_mul", "components"):
-            if getattr(self.head, name, 1) < 1:
-                raise ValueError(f"head.{name.replace('_', '-')} {getattr(self.head, name)} is below 1")
         if self.trunk.predicts != self.tokens.layout:
             raise ValueError(
                 f"trunk.kind {self.trunk.kind}: this trunk predicts {self.trunk.predicts}, but the tokenizer makes "
@@ -87,6 +87,17 @@ class Model(Architecture):
                 f"head.kind {self.head.kind}: this head draws {self.head.draws}, but the tokenizer makes "
                 f"{self.tokens.form}"
             )
+
+
+def _check_sizes(part: Trunk | Head, prefix: str) -> None:
+    """Raise ValueError, beginning with the field's flag, unless every whole number of a part, a size, is 1 or more."""
+    numbers = {item.name: getattr(part, item.name) for item in fields(part) if item.type is int}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{prefix}{name.replace('_', '-')} {value} is below 1")
+    hidden = getattr(part, "mlp_ratio", 1.0) * min((of for name, of in numbers.items() if "width" in name), default=1)
+    if not 1 <= hidden < math.inf:
+        raise ValueError(f"{prefix}mlp-ratio {part.mlp_ratio} leaves the MLP without channels")
 
 
 def trunk(width: int, depth: int, heads: int) -> MaskedTrunk:

@@ -24,7 +24,7 @@ class ScaleEmbedding(nn.Module):
         sums = self.scales.partial_sums(codes, self.sides)
         with torch.no_grad():
             read = [_rows(features, side) for side, features in zip(self.sides[1:], sums, strict=False)]
-        return self.word_embed(torch.cat(read, 1))
+        return self._embedded(torch.cat(read, 1))
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Return the codebook's vectors (B, n, C) of codes (B, n)."""
@@ -37,7 +37,12 @@ class ScaleEmbedding(nn.Module):
 
     def read(self, features: Tensor, scale: int) -> Tensor:
         """Return the input (B, p^2, width) of a scale, of the sum (B, C, S, S) of the coarser ones."""
-        return self.word_embed(_rows(features, self.sides[scale]))
+        return self._embedded(_rows(features, self.sides[scale]))
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        """Map rows (B, N, C) to (B, N, width) in float32 under autocast too, as published."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.word_embed(rows)
 
 
 def _rows(features: Tensor, side: int) -> Tensor:

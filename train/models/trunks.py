@@ -57,9 +57,6 @@ class MaskedTrunk:
 
     def check(self) -> None:
         """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
-        _check_buffer(self.buffer_size)
-        if self.decoder_depth < 1:
-            raise ValueError(f"decoder-depth {self.decoder_depth} is below 1")
         for name in ("encoder", "decoder"):
             _check_heads(name + "-", getattr(self, f"{name}_width"), getattr(self, f"{name}_heads"))
 
@@ -150,7 +147,6 @@ class CausalTrunk(OneByOne):
 
     def check(self) -> None:
         """Raise ValueError, beginning with the field's flag, unless the sizes fit together."""
-        _check_buffer(self.buffer_size)
         _check_heads("", self.width, self.heads)
 
 
@@ -201,9 +197,7 @@ class RecurrentTrunk(OneByOne):
         return PixelRNN(model, self)
 
     def check(self) -> None:
-        """Raise ValueError, beginning with the field's flag, unless there is a layer."""
-        if self.depth < 1:
-            raise ValueError(f"depth {self.depth}: an LSTM has at least one layer")
+        """Take any number of channels and layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,11 +284,6 @@ def num_masked(uniform: float, num_tokens: int, mask_ratio_min: float) -> int:
     return min(max(math.ceil(num_tokens * ratio), 1), num_tokens)
 
 
-def _check_buffer(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"buffer-size {size}: the class takes at least one row")
-
-
 def _check_heads(name: str, width: int, heads: int) -> None:
-    if heads < 1 or width % heads:
+    if width % heads:
         raise ValueError(f"{name}heads {heads} does not divide {name}width {width}")

@@ -1,15 +1,20 @@
 """Published checkpoints: in and out again; what does not fit is named."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from infra.errors import InputError
+from infra.fingerprint import canonical
+from infra.storage import location, write_json
 from pipeline.commands.export import Export, export_checkpoint
 from pipeline.commands.import_ import Import, import_checkpoint
+from pipeline.recipes import emoji_32
 from tests.golden_arrays import load
+from tests.small_model import small, written
 from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.tokenizers.small import Shape
 from tokenize_jobs.tokenizers.small_kl import SmallKL
@@ -43,6 +48,20 @@ def test_import_then_export_gives_the_same_tensors(tmp_path, official):
     export_checkpoint(str(tmp_path / "model"), Export(to=str(tmp_path / "out.pth")))
     assert set(torch.load(tmp_path / "out.pth", weights_only=True)) == {"model", "model_ema"}
     assert read_model(tmp_path / "model", ema=False).config == card.model
+
+
+def test_mar_goes_out_as_it_is_measured_and_without_the_other_weights(tmp_path):
+    config = small(kind="diffusion")
+    for folder, missing, use_ema in (("averaged", WEIGHTS, True), ("raw", EMA_WEIGHTS, False)):
+        model = tmp_path / folder
+        written(model, config)
+        trained_by(model, use_ema=use_ema)
+        (model / missing).unlink()
+        out = tmp_path / f"{folder}.safetensors"
+        assert export_checkpoint(str(model), Export(to=str(out))).endswith(f", {folder} weights")
+        assert torch.equal(load_file(out)["mask_token"], read_model(model, ema=use_ema).mask_token)
+        with pytest.raises(InputError, match="this model has no"):
+            export_checkpoint(str(model), Export(to=str(tmp_path / "both.pth")))
 
 
 def test_import_missing_and_misshaped_tensors_are_named(tmp_path, official):
@@ -95,15 +114,28 @@ def test_var_comes_in_with_its_tokenizers_codebook_and_out_again(tmp_path):
     assert read_card(tmp_path / "model").latent_scale == 1.0
 
 
+def trained_by(folder, *, use_ema):
+    """Make of a model directory the artifact of a recipe that measures these weights."""
+    recipe = emoji_32()
+    generate = replace(recipe.evaluate.generate, use_ema=use_ema)
+    recipe = replace(recipe, evaluate=replace(recipe.evaluate, generate=generate))
+    write_json(location(str(folder)) / "artifact.json", {"recipe": canonical(recipe, identity=False)})
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_var_goes_out_as_one_table_of_raw_weights_and_comes_in_again(suffix, tmp_path):
+@pytest.mark.parametrize("averaged", [True, False])
+def test_var_goes_out_as_one_table_of_the_weights_measured_and_comes_in_again(averaged, suffix, tmp_path):
     official, tokenizer = load("var_tiny").published_state, fitted_scales(tmp_path / "t")
     save_file(official, tmp_path / "var.safetensors")
     import_checkpoint(str(tmp_path / "var.safetensors"), Import(tokenizer=tokenizer, to=str(tmp_path / "model")))
     raw = load_file(tmp_path / "model" / WEIGHTS)
-    save_file({name: of * 0 for name, of in raw.items()}, tmp_path / "model" / EMA_WEIGHTS)
+    unmeasured = WEIGHTS if averaged else EMA_WEIGHTS
+    save_file({name: of * 0 for name, of in raw.items()}, tmp_path / "model" / unmeasured)
+    if not averaged:
+        trained_by(tmp_path / "model", use_ema=False)
     out = tmp_path / f"out.{suffix}"
-    export_checkpoint(str(tmp_path / "model"), Export(to=str(out)))
+    told = export_checkpoint(str(tmp_path / "model"), Export(to=str(out)))
+    assert told.endswith(", averaged weights" if averaged else ", raw weights")
     exported = load_file(out) if suffix == "safetensors" else torch.load(out, weights_only=True)
     assert exported.keys() == official.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in official.items())
