@@ -99,7 +99,7 @@ class Effort:
 _YOUNG, _GROWN = (1.5, 5.0, 15.0), (1.5, 4.0, 10.0)
 _PROCESSOR: Mapping[Budget, Effort] = {
     "minutes": Effort(2.5e13, 0, 16, FitTokenizer(width=32, batch_size=32, train_steps=600), 250, 100, _YOUNG),
-    "hour": Effort(1.6e14, 1, 16, FitTokenizer(width=64, batch_size=32, train_steps=1500), 500, 200, _YOUNG),
+    "hour": Effort(2.4e14, 1, 16, FitTokenizer(width=64, batch_size=32, train_steps=1500), 500, 200, _YOUNG),
     "day": Effort(6e15, 2, 64, FitTokenizer(width=96, batch_size=64, train_steps=8000), 2000, 500, _GROWN),
 }
 """For two cores of a processor at 1e11 operations a second, in float32."""
