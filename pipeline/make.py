@@ -122,9 +122,10 @@ def resolved(begun: Recipe, budget: Budget) -> Recipe:
     """
     if not isinstance(begun.images, ImageFiles) or not begun.images.path:
         raise InputError(f"{begun.name}: where are the pictures? Give --images.path.")
-    from tokenize_jobs.sources.survey import survey  # Pillow and numpy: not for those who want the flags
+    from tokenize_jobs.sources.survey import require_usable, survey  # Pillow and numpy: not for those who want the flags
 
     listed, size = scan_images(begun.images).all, begun.tokenize.image_size
+    require_usable(listed)
     found = survey(listed)
     seen = Seen(found.images, len(listed.classes))
     recipe = own_recipe(begun, budget, seen)
