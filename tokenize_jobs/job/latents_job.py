@@ -143,7 +143,7 @@ def _run(
         _measure_precision(config, source, encoders[0], out)
         cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
         parts = rows.flat_map(
-            _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
+            _HandingOn(PartReader(source, config.image_size), encoders),
             compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
             num_cpus=0.5,
         )
