@@ -70,8 +70,8 @@ def test_cores_that_a_stage_has_share_its_work(tmp_path, monkeypatch):
     assert hours(found[2]) == pytest.approx(16 * hours(found[32]), rel=0.05)
     some = replace(compute, train=replace(compute.train, workers=4, cpus=2))
     assert "on 8 core(s)" in rows(recipe, some, "checkpoint")["checkpoint"]
-    elsewhere = replace(some, address="auto", train=replace(some.train, workers=10))
-    assert "on 20 core(s)" in rows(recipe, elsewhere, "checkpoint")["checkpoint"]
+    elsewhere = replace(some, address="auto", train=replace(some.train, workers=16, cpus=4))
+    assert "on 64 core(s)" in rows(recipe, elsewhere, "checkpoint")["checkpoint"]
 
 
 def test_fit_of_a_tokenizer_is_counted_as_its_steps_cost(tmp_path):
