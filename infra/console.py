@@ -5,6 +5,7 @@ import math
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,24 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+@contextmanager
+def waiting(name: str, text: str, every_seconds: float = 10.0) -> Iterator[None]:
+    """Say every few seconds that a block goes on: 'listing s3://b/all: 20 s'."""
+    ended, since = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(every_seconds):
+            stage(name, f"{text}: {time.monotonic() - since:.0f} s")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 class Progress:

@@ -72,7 +72,7 @@ DECIDES_NOTHING = (
     "infra/actors.py", "infra/ahead.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
     "infra/fingerprint.py", "infra/follow.py", "infra/from_json.py", "infra/hold.py",
     "infra/artifact.py", "infra/processor.py", "infra/result.py", "infra/stages.py", "infra/storage.py",
-    "tokenize_jobs/results.py",
+    "tokenize_jobs/results.py", "tokenize_jobs/sources/survey.py",
     "train/results.py", "train/best.py", "train/log.py", "train/memory.py", "train/rate.py",
     "train/saving.py", "train/sharding.py", "train/validation.py", "evaluate/meanwhile.py",
     "evaluate/results.py", "tune/results.py", "tune/training_results.py", "tune/figures.py",

@@ -11,19 +11,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from evaluate.config import Sampling
 from infra.artifact import Step
-from infra.cluster import Compute, Stage
+from infra.cluster import Compute, Stage, usable_cores
 from infra.console import table
 from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.measuring import planner
 from pipeline.recipe import Recipe
-from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from tokenize_jobs.config import Fit
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan_images
 from tokenize_jobs.sources.survey import survey
 from tokenize_jobs.tokenizers import geometry
 from train.config import Train
@@ -31,8 +32,9 @@ from train.models.config import Model
 from train.models.heads import DiffusionHead, FlowHead
 from tune.config import SamplingSweep
 
-GPU_RATE, PROCESSOR_RATE = 50e12, 1e11
-"""Operations a second of a GPU in bf16, and of a processor of two cores in float32."""
+GPU_RATE, CORE_RATE = 50e12, 5e10
+"""Operations a second of a GPU in bf16, and of a processor's core in float32."""
+_CORES_ELSEWHERE = 2  # of a worker, on a cluster that is not asked
 _KL_OPERATIONS = 0.276e12 / 256**2  # encoder of KL-16, an image and its mirror, by pixel
 _WORK = {"train_steps", "images", "seed", "lr", "warmup_steps"}
 _BYTES_A_WEIGHT = 6 * 4  # weights, their average, and both with AdamW's two moments to go on from
@@ -48,10 +50,14 @@ class Estimate:
     basis: str = ""
 
 
-def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = ()) -> str:
+def estimate(
+    recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...] = (),
+    scanned: Mapping[ImageFiles, Images] | None = None,
+) -> str:  # fmt: skip
     """Return a table of the steps up to `last`: what is cached, what the others would cost, and what refuses them."""
-    plan = planner(recipe, compute, last, again=again).plan()
-    images, model = _images(recipe, plan.steps), _that_fits(plan.model)
+    planning = planner(recipe, compute, last, again=again, scanned=scanned)
+    plan = planning.plan()
+    images, model = _images(recipe, plan.steps, planning.scanned), _that_fits(plan.model)
     found = {step.name: _estimated(step, recipe, model, compute, images) for step in plan.until(last)}
     rows = [(name, e.state, _hours(e.seconds), _size(e.bytes), e.basis) for name, e in found.items()]
     rows.append((
@@ -101,7 +107,8 @@ def _memory(found: Mapping[str, Estimate], config: Train, model: Model | None, c
 def _estimated(step: Step, recipe: Recipe, model: Model | None, compute: Compute, images: int | None) -> Estimate:
     if step.find() is not None:
         return Estimate("cached")
-    stage = {"latents": compute.encode, "tokenizer": compute.train, "checkpoint": compute.train}.get(step.name)
+    fitting = replace(compute.train, workers=1)
+    stage = {"latents": compute.encode, "tokenizer": fitting, "checkpoint": compute.train}.get(step.name)
     operations, size = _counted(step.name, recipe, model, images)
     if (seconds := _recorded(step)) is not None:
         return Estimate("to make", seconds, size, "recorded seconds of an equal step")
@@ -150,6 +157,8 @@ def _work(tree: Any) -> float:  # noqa: ANN401
 
 def _counted(name: str, recipe: Recipe, model: Model | None, images: int | None) -> tuple[float | None, float | None]:
     """Return the operations of a step and the bytes of what it makes."""
+    if name == "tokenizer" and isinstance(recipe.tokenizer, Fit):
+        return _fitted(recipe.tokenizer, recipe.tokenize.image_size)
     if model is None:
         return None, None
     if name == "latents" and images is not None:
@@ -187,6 +196,22 @@ def drawing(model: Model, settings: Sampling) -> float:
     return 2.0 * halves * (trunk + found.head * model.num_tokens * evaluations)
 
 
+def _fitted(config: Fit, size: int) -> tuple[float, float]:
+    """Return the operations of a fit, the codebook and added terms left out, and the bytes of its weights."""
+    import torch  # seconds to import, and only here
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
+
+    shape = Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = SmallKL(shape)
+        mean, _ = model.encoder(torch.empty(1, 3, size, size)).chunk(2, 1)
+        model.decoder(mean)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return 3.0 * counter.get_total_flops() * config.batch_size * config.train_steps, weights * 4.0
+
+
 def _drawn_of_each(swept: SamplingSweep, base: Sampling, combinations: int) -> float:
     """Return the images drawn of each combination on average: not all need be tried, and finalists are drawn again."""
     trials = swept.count(base)
@@ -220,7 +245,10 @@ def weights(model: Model) -> Weights:
 
 
 def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:
-    """Return operations a second and their device: this machine's, or of a cluster `elsewhere` one GPU a worker."""
+    """Return operations a second and their device: this machine's, or what workers of a cluster `elsewhere` ask for.
+
+    There a worker that asks for nothing has one GPU.
+    """
     gpus = stage.workers or 1
     if stage.gpus == 0:
         gpus = 0
@@ -229,18 +257,28 @@ def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:
 
         gpus = min(stage.workers or sys.maxsize, torch.cuda.device_count())
     if not gpus:
-        return PROCESSOR_RATE, f"a processor at {PROCESSOR_RATE / 1e12:g} TFLOP/s"
+        cores = _cores(stage, elsewhere=elsewhere)
+        return cores * CORE_RATE, f"{cores} core(s) at {CORE_RATE / 1e12:g} TFLOP/s each"
     return gpus * GPU_RATE, f"{gpus} GPU(s) at {GPU_RATE / 1e12:g} TFLOP/s each"
 
 
-def _images(recipe: Recipe, steps: Mapping[str, Step]) -> int | None:
+def _cores(stage: Stage, *, elsewhere: bool) -> int:
+    """Return the cores that the stage's processes have together: those asked for, else all of this machine."""
+    workers = stage.workers or 1
+    if elsewhere:
+        return workers * (stage.cpus or _CORES_ELSEWHERE)
+    usable = usable_cores()
+    return min(workers * stage.cpus, usable) if stage.cpus else usable
+
+
+def _images(recipe: Recipe, steps: Mapping[str, Step], scanned: Mapping[ImageFiles, Images]) -> int | None:
     """Return how many pictures there are: as recorded, else counted, or by the mean size of a sample."""
     for name in ("latents", "pictures"):
         if name in steps and (artifact := steps[name].find()) is not None:
             return artifact.result.images
     if not isinstance(recipe.images, ImageFiles) or not recipe.images.path:
         return None
-    return survey(scan_images(recipe.images).all).images
+    return survey((scanned.get(recipe.images) or scan_images(recipe.images)).all).images
 
 
 def kl16_estimate(images: int, size: int, compute: Compute) -> Estimate:

@@ -21,6 +21,8 @@ Unprefixed = Annotated[T, tyro.conf.arg(name="")]
 """A field whose own fields are flags without its name in front."""
 From = Annotated[T, tyro.conf.arg(name="from")]
 """A field whose flag is `--from`, which Python keeps for itself."""
+Unflagged = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
+"""A field that no flag sets."""
 
 
 _SHORT = {r"^--reference(?==|$)": "--reference.path", r"^--generate\.": "--evaluate.generate."}

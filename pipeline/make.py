@@ -1,6 +1,6 @@
 """The commands that make steps: a recipe with its flags, made up to a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ from infra.cluster import Compute
 from infra.console import say, stage
 from infra.errors import InputError, nearest
 from pipeline.deciding import CODE
-from pipeline.flags import Unprefixed, parse
+from pipeline.flags import Unflagged, Unprefixed, parse
 from pipeline.own_images import SIZES, Budget, Seen, own_recipe, sketch, told
 from pipeline.recipe import Recipe
 from pipeline.target import recipe_at
-from tokenize_jobs.sources.listing import ImageFiles, scan_images
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan_images
 from train.models.heads import HeadSampling
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Run:
     """Steps to make anew by the present code, and with them what follows from them."""
     plan: bool = False
     """Say what would be made, with estimated hours and bytes, and make nothing."""
+    scanned: Unflagged[Mapping[ImageFiles, Images]] = field(default_factory=dict)
+    """What was listed to choose the recipe: a bucket of a million files is listed once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ def chosen_run(
 def _own_run(words: list[str], prog: str, change: Callable[[Recipe], Recipe]) -> OwnRun:
     """Return the run whose recipe follows from the pictures and the budget, before the flags have a say of it."""
     begun = parse(OwnRun(recipe=change(sketch(words[0]))), words[1:], prog)
-    return OwnRun(recipe=change(resolved(begun.recipe, begun.budget)))
+    recipe, scanned = resolved(begun.recipe, begun.budget)
+    return OwnRun(recipe=change(recipe), scanned=scanned)
 
 
 _OF_HEADS = ("solver", "max_timestep", "temperature_on", "top_k", "top_p")
@@ -115,16 +118,21 @@ def _drawn_by_its_head(chosen: Recipe, recipe: Recipe, words: list[str]) -> Reci
     return replace(chosen, evaluate=replace(chosen.evaluate, generate=generate))
 
 
-def resolved(begun: Recipe, budget: Budget) -> Recipe:
+def resolved(begun: Recipe, budget: Budget) -> tuple[Recipe, dict[ImageFiles, Images]]:
     """Look at the pictures of a recipe that says little else, and return it whole; says what was chosen, and why.
 
-    Raises InputError for pictures or a tokenizer that are not given, or not there.
+    With it what was listed. Raises InputError for pictures or a tokenizer that are not given, or not there.
     """
     if not isinstance(begun.images, ImageFiles) or not begun.images.path:
         raise InputError(f"{begun.name}: where are the pictures? Give --images.path.")
-    from tokenize_jobs.sources.survey import survey  # Pillow and numpy: not for those who want the flags
+    from tokenize_jobs.sources.survey import (
+        require_usable,
+        survey,
+    )  # Pillow and numpy: not for those who want the flags
 
-    listed, size = scan_images(begun.images).all, begun.tokenize.image_size
+    scanned = {begun.images: scan_images(begun.images)}
+    listed, size = scanned[begun.images].all, begun.tokenize.image_size
+    require_usable(listed)
     found = survey(listed)
     seen = Seen(found.images, len(listed.classes))
     recipe = own_recipe(begun, budget, seen)
@@ -133,7 +141,7 @@ def resolved(begun: Recipe, budget: Budget) -> Recipe:
     stage("recipe", f"{about}{seen.images:,} pictures, {seen.classes} classes; {found.opened} opened{sides}")
     for line in told(recipe, budget, seen):
         stage("recipe", line)
-    return recipe
+    return recipe, scanned
 
 
 def make_until(last: str, command: str, words: list[str], recipe: Named = _recipe) -> "dict[str, Finished]":
@@ -146,8 +154,8 @@ def make(chosen: Run, last: str) -> "dict[str, Finished]":
     if chosen.plan:
         from pipeline.estimate import estimate
 
-        say(estimate(chosen.recipe, chosen.compute, last, chosen.again))
+        say(estimate(chosen.recipe, chosen.compute, last, chosen.again, chosen.scanned))
         return {}
     from pipeline.run import run
 
-    return run(chosen.recipe, chosen.compute, last, chosen.again)
+    return run(chosen.recipe, chosen.compute, last, chosen.again, chosen.scanned)

@@ -1,6 +1,6 @@
 """Plans that measure without a model: images that were given, and a tokenizer alone."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from upath import UPath
@@ -14,7 +14,7 @@ from pipeline.plan import HELDOUT, Planner
 from pipeline.recipe import Recipe
 from pipeline.steps import NO_IMAGES, Plan
 from tokenize_jobs import tokenizers
-from tokenize_jobs.sources.listing import ImageFiles, scan_samples
+from tokenize_jobs.sources.listing import ImageFiles, Images, scan_samples
 
 RECONSTRUCTION = "reconstruction"
 _OF_IMAGES = ("classifier", "keep", "grid_columns")
@@ -27,10 +27,11 @@ def planner(
     last: str = "",
     on_log: Callable[[dict[str, Any]], None] = lambda _: None,
     again: Collection[str] = (),
+    scanned: Mapping[ImageFiles, Images] | None = None,
 ) -> Planner:
-    """Return what plans a recipe up to the step `last`."""
+    """Return what plans a recipe up to the step `last`; images that are `scanned` are not listed again."""
     kind = TokenizerPlanner if last == RECONSTRUCTION else ImagesPlanner if recipe.samples else Planner
-    return kind(recipe, compute, on_log, again)
+    return kind(recipe, compute, on_log, again, dict(scanned or {}))
 
 
 class ImagesPlanner(Planner):

@@ -126,7 +126,8 @@ def sketch(name: str) -> Recipe:
 def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
     """Return the whole recipe of one that says only which pictures, which tokenizer and which size.
 
-    Raises InputError when a tokenizer is needed and not given, and where its stride does not divide the size.
+    Raises InputError when a tokenizer is needed and not given, where its stride does not divide the size, and where one
+    token alone would be left.
     """
     size = begun.tokenize.image_size
     if isinstance(begun.tokenizer, PretrainedTokenizer) and not begun.tokenizer.is_whole:
@@ -143,6 +144,15 @@ def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
     made, network = _made(tokenizer, size), network_of(effort, seen)
     head = _HEADS[made.tokens.form](network)
     patch, tokens = (1, made.latent_size**2) if made.tokens.form == "codes" else _patch(made.latent_size, effort.tokens)
+    if tokens == 1:
+        stride, larger = size // made.latent_size, made.latent_size + 1
+        while _patch(larger, effort.tokens)[1] == 1:
+            larger += 1
+        raise InputError(
+            f"--tokenize.image-size {size}: at the tokenizer's stride of {stride} one token alone would be left of a "
+            f"picture, and nothing to predict from it. Take {larger * stride}, or a tokenizer of another stride "
+            "(--tokenizer.stride)."
+        )
     conditional = seen.classes > 1
     return replace(
         begun,

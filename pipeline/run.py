@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from infra.artifact import Artifact, Step, git_commit
@@ -17,6 +17,7 @@ from pipeline.recipe import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
 from pipeline.steps import Finished, Plan
 from pipeline.summary import say_links, summary
+from tokenize_jobs.sources.listing import ImageFiles, Images
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from infra.tracking import Tracker
@@ -26,15 +27,16 @@ _RECORDED = "recorded"
 
 
 def run(
-    recipe: Recipe, compute: Compute, last: str = "registration", again: Collection[str] = ()
-) -> dict[str, Finished]:
+    recipe: Recipe, compute: Compute, last: str = "registration", again: Collection[str] = (),
+    scanned: Mapping[ImageFiles, Images] | None = None,
+) -> dict[str, Finished]:  # fmt: skip
     """Make every step of the recipe up to `last` that is not made yet, record and print what came out.
 
     The steps `again`, and what follows from them, are made anew by the present code. Raises InputError for what the
-    user can mend; finished steps stay cached whatever happens.
+    user can mend; finished steps stay cached whatever happens. What is `scanned` is not listed again.
     """
     live = LiveMetrics()
-    plan = planner(recipe, compute, last, on_log=live, again=again).plan()
+    plan = planner(recipe, compute, last, on_log=live, again=again, scanned=scanned).plan()
     require_writable(plan.root)
     uri, steps = tracking_uri(compute, plan.root), plan.until(last)
     pending = [step.name for step in steps if not step.find()]

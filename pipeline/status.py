@@ -1,6 +1,6 @@
 """What is cached, made by other code, stale and why, running or missing; makes nothing."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from upath import UPath
@@ -12,11 +12,14 @@ from infra.follow import logged
 from infra.hold import holder
 from pipeline.plan import Planner
 from pipeline.recipe import Recipe
+from tokenize_jobs.sources.listing import ImageFiles, Images
 
 
-def status(recipe: Recipe, compute: Compute, again: Collection[str] = ()) -> str:
+def status(
+    recipe: Recipe, compute: Compute, again: Collection[str] = (), scanned: Mapping[ImageFiles, Images] | None = None
+) -> str:
     """Return a table of the recipe's steps, and why those that are not as they should be are not."""
-    plan = Planner(recipe, compute, again=again).plan()
+    plan = Planner(recipe, compute, again=again, scanned=dict(scanned or {})).plan()
     rows, reasons, outdated = [], list[str](), set[str]()
     for name, step in plan.steps.items():
         state, finished, why = _state(step, outdated)

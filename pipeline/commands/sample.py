@@ -19,6 +19,7 @@ from evaluate.config import Sampling
 from evaluate.grid import sample_grid
 from evaluate.sampling.generate import Generator
 from evaluate.sampling.known import Known, known_from_pictures
+from infra.artifact import RECORD
 from infra.cluster import Compute, tracking_uri
 from infra.console import say
 from infra.errors import InputError
@@ -29,11 +30,12 @@ from pipeline.make import resolved
 from pipeline.own_images import SIZES, Budget, sketch
 from pipeline.plan import Planner
 from pipeline.recipe import Recipe
+from pipeline.steps import Plan
 from pipeline.target import is_recipe, recipe_at
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.sources.imagenet import spoken
-from tokenize_jobs.sources.listing import ImageFiles
+from tokenize_jobs.sources.listing import ImageFiles, Images
 from train.card import is_model_directory, read_card
 
 _AT_ONCE = 16
@@ -101,18 +103,18 @@ def main(words: list[str]) -> None:
     """Draw the images and say where they are."""
     target = words[0]
     if target in SIZES:
-        recipe = _own(target, words[1:])
+        recipe, scanned = _own(target, words[1:])
         default: Draw = OwnDraw(sampling=recipe.evaluate.generate.sampling)
     else:
-        recipe = recipe_at(target) if is_recipe(target) else None
+        recipe, scanned = (recipe_at(target) if is_recipe(target) else None), {}
         default = Draw() if recipe is None else Draw(sampling=recipe.evaluate.generate.sampling)
-    subject = _subject(target, recipe, parse(default, words[1:], f"mar sample {target}"))
+    subject = _subject(target, recipe, parse(default, words[1:], f"mar sample {target}"), scanned)
     options = parse(replace(default, sampling=subject.sampling), words[1:], f"mar sample {target}")
     say(draw(subject, options))
 
 
-def _own(name: str, words: list[str]) -> Recipe:
-    """Return the recipe for the pictures and the budget that the flags name."""
+def _own(name: str, words: list[str]) -> tuple[Recipe, dict[ImageFiles, Images]]:
+    """Return the recipe for the pictures and the budget that the flags name, and what was listed for it."""
     options, begun = parse(OwnDraw(), words, f"mar sample {name}"), sketch(name)
     tokenizer = options.tokenizer if options.tokenizer.is_whole else begun.tokenizer
     return resolved(replace(begun, images=options.images, tokenizer=tokenizer), options.budget)
@@ -172,7 +174,9 @@ def _known(edit: Edit, generator: Generator) -> Known | None:
     )
 
 
-def _subject(target: str, recipe: Recipe | None, options: Draw) -> Sampled:
+def _subject(
+    target: str, recipe: Recipe | None, options: Draw, scanned: dict[ImageFiles, Images] | None = None
+) -> Sampled:
     if recipe is None:
         if target.startswith("models:"):
             return _registered(target, options.compute)
@@ -180,14 +184,24 @@ def _subject(target: str, recipe: Recipe | None, options: Draw) -> Sampled:
             raise InputError(f"{target}: not the directory of a model (no model.json)")
         tokenizer = tokenizers.find(options.tokenizer.kind, options.tokenizer.path)
         return Sampled(target, tokenizer, Sampling.of(read_card(location(target)).model))
-    plan = Planner(recipe, options.compute).plan()
+    plan = Planner(recipe, options.compute, scanned=scanned).plan()
     if recipe.checkpoint == "" and plan.steps["checkpoint"].find() is None:
-        raise InputError(
-            f"recipe {recipe.name} has no trained checkpoint below {plan.root}: `mar train {target}` first"
-        )
+        raise InputError(_untrained(target, recipe, plan))
     model = recipe.checkpoint or str(plan.path("checkpoint"))
     generate = recipe.evaluate.generate
     return Sampled(model, plan.tokenizer, generate.sampling, generate.use_ema)
+
+
+def _untrained(target: str, recipe: Recipe, plan: Plan) -> str:
+    """Return what to do where a recipe has no checkpoint: another training of its name may have one."""
+    others = list(plan.path("checkpoint").parent.glob(f"*/{RECORD}"))
+    newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
+    trained = f" Another training of that name is drawn from by `mar sample {newest}`." if newest else ""
+    return (
+        f"recipe {recipe.name} has no trained checkpoint of just these fields below {plan.root}: `mar train {target}` "
+        f"first, with the same flags.{trained} A registered model is drawn from by `mar sample "
+        f"models:/mar-{recipe.name}@champion`."
+    )
 
 
 def _registered(uri: str, compute: Compute) -> Sampled:

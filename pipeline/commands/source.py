@@ -7,6 +7,7 @@ sample: seeded shards, and of each its first pictures (of single files, seeded o
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from infra.cluster import Compute
 from infra.console import say, table
 from infra.errors import InputError
+from infra.fingerprint import fingerprint
 from pipeline.estimate import kl16_estimate
 from pipeline.flags import Unprefixed, parse
 from tokenize_jobs.sources.imagenet import spoken
@@ -33,8 +35,8 @@ class Source:
     """Pixels of a side that are asked for."""
     sample: int = 256
     """Pictures to open."""
-    grid: str = "source.png"
-    """File of the picture grid."""
+    grid: str = ""
+    """File of the picture grid; empty takes source-ID.png, whose ID is of what was looked at and how."""
     seed: int = 0
     """Seed of the sample."""
     compute: Compute = field(default_factory=Compute)
@@ -59,8 +61,10 @@ def main(words: list[str]) -> None:
     cost = kl16_estimate(seen.images, chosen.image_size, chosen.compute)
     say(f"to tokenize by KL-16: {(cost.seconds or 0) / 3600:,.2f} hours, {cost.bytes:,.0f} bytes ({cost.basis})")
     if seen.crops:
-        _grid(seen.crops).save(chosen.grid, "PNG")
-        say(f"picture grid: {chosen.grid}")
+        looked = [found.all.digest, chosen.image_size, chosen.sample, chosen.seed]
+        grid = Path(chosen.grid or f"source-{fingerprint(looked)}.png").absolute()
+        _grid(seen.crops).save(grid, "PNG")
+        say(f"picture grid: {grid}")
 
 
 def _classes(listing: Listing, seen: Survey) -> str:

@@ -8,4 +8,4 @@ from pipeline.status import status
 def main(words: list[str]) -> None:
     """Print the state of each step."""
     chosen = chosen_run("status", words)
-    say(status(chosen.recipe, chosen.compute, chosen.again))
+    say(status(chosen.recipe, chosen.compute, chosen.again, chosen.scanned))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,14 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
-from infra.cluster import Compute
+from infra.cluster import Compute, ElasticStage, Stage, usable_cores
 from infra.fingerprint import canonical
 from infra.storage import write_json
-from pipeline.estimate import GPU_RATE, PROCESSOR_RATE, drawing, estimate, weights
+from pipeline.estimate import CORE_RATE, GPU_RATE, _fitted, drawing, estimate, weights
 from pipeline.plan import Planner
 from pipeline.recipes import emoji_32, emoji_32_var
 from tests.small_model import randomised, small, small_of_codes
-from tokenize_jobs.config import FitVQTokenizer
+from tokenize_jobs.config import FitTokenizer, FitVQTokenizer
+from tokenize_jobs.tokenizers.small_kl import SmallKL
 from train.models.build import build_model
 from train.models.config import Architecture, mar_base, trunk
 from train.models.heads import CategoricalHead, FlowHead
@@ -87,8 +89,38 @@ def test_cost_grows_with_the_work_and_falls_with_the_rate(tmp_path):
     processors, gpus = (replace(compute, train=replace(compute.train, gpus=g)) for g in (0, 1))
     cost = hours(rows(longer, processors)["checkpoint"])
     assert cost == pytest.approx(1000 * hours(rows(recipe, processors)["checkpoint"]), rel=0.2)  # printed with 2 digits
-    assert cost / hours(rows(longer, gpus)["checkpoint"]) == pytest.approx(GPU_RATE / PROCESSOR_RATE, rel=0.2)
+    cores = CORE_RATE * usable_cores()
+    assert cost / hours(rows(longer, gpus)["checkpoint"]) == pytest.approx(GPU_RATE / cores, rel=0.2)
     assert not list(tmp_path.iterdir())
+
+
+def test_cores_that_a_stage_has_share_its_work(tmp_path, monkeypatch):
+    compute, recipe = Compute(out=str(tmp_path), train=ElasticStage(gpus=0), generate=Stage(gpus=0)), emoji_32()
+    recipe = replace(recipe, train=replace(recipe.train, train_steps=100_000))
+    found = {}
+    for cores in (2, 32):
+        monkeypatch.setattr("pipeline.estimate.usable_cores", lambda cores=cores: cores)
+        found[cores] = rows(recipe, compute, "checkpoint")["checkpoint"]
+    assert "32 core(s) at 0.05 TFLOP/s each" in found[32]
+    assert hours(found[2]) == pytest.approx(16 * hours(found[32]), rel=0.05)
+    some = replace(compute, train=replace(compute.train, workers=4, cpus=2))
+    assert "on 8 core(s)" in rows(recipe, some, "checkpoint")["checkpoint"]
+    elsewhere = replace(some, address="auto", train=replace(some.train, workers=16, cpus=4))
+    assert "on 64 core(s)" in rows(recipe, elsewhere, "checkpoint")["checkpoint"]
+
+
+def test_fit_of_a_tokenizer_is_counted_as_its_steps_cost(tmp_path):
+    config = FitTokenizer(width=16, train_steps=7, batch_size=3)
+    model, images = SmallKL.new(config), torch.zeros(3, 3, 16, 16)
+    with FlopCounterMode(display=False) as counter:
+        decoded, term = model.reconstruct(images, np.random.default_rng(0))
+        (decoded.square().mean() + term).backward()
+    operations, size = _fitted(config, 16)
+    assert operations == pytest.approx(7 * counter.get_total_flops(), rel=0.1)  # no gradient of the images
+    assert size == 4 * sum(parameter.numel() for parameter in model.parameters())
+    line = rows(emoji_32(), Compute(out=str(tmp_path)))["tokenizer"]
+    assert "TFLOP" in line
+    assert hours(line) > 0
 
 
 def test_recorded_seconds_of_an_equal_step_are_scaled_by_the_work(tmp_path):

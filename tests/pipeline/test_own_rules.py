@@ -13,12 +13,14 @@ from PIL import Image
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
-from pipeline.make import chosen_run
+from pipeline.commands.status import main as status
+from pipeline.make import chosen_run, make
 from pipeline.own_images import NETWORKS, SIZES, Seen, effort_of, network_of, own_recipe, sketch
 from pipeline.plan import Planner
 from pipeline.target import recipe_at
 from tests.tokenize_jobs.test_sources import encoded, write_tar
 from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer
+from tokenize_jobs.sources import listing
 from tokenize_jobs.tokenizers import geometry
 
 BUDGETS = ("minutes", "hour", "day")
@@ -100,6 +102,17 @@ def test_tokenizer_is_asked_for_at_256_and_taken_as_given_at_any_size():
         own_recipe(replace(sketch("images-64"), tokenizer=FitTokenizer(stride=6)), "hour", Seen(3000, 10))
 
 
+@pytest.mark.parametrize(("size", "take"), [(8, 16), (40, 48), (56, 64)])
+def test_picture_that_leaves_one_token_is_refused_with_the_next_size(size, take):
+    begun = sketch("images-64")
+    small = replace(begun, tokenize=replace(begun.tokenize, image_size=size))
+    with pytest.raises(
+        InputError, match=rf"image-size {size}: at the tokenizer's stride of 8 one .* Take {take}, or a"
+    ):
+        own_recipe(small, "hour", Seen(3000, 10))
+    own_recipe(replace(begun, tokenize=replace(begun.tokenize, image_size=take)), "hour", Seen(3000, 10))
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """The same 24 pictures as class folders, a flat folder, Parquet and tars."""
@@ -150,6 +163,33 @@ def test_what_was_chosen_is_told_and_flags_replace_one_choice_each(pictures, cap
     other = run_of("--train.lr", "0.5", *words, "--evaluate.no-ceiling", "--name", "cats", "--tune.kind", "none").recipe
     assert (other.train, other.name) == (replace(plain.train, lr=0.5), "cats")
     assert (other.evaluate, other.tune.kind) == (replace(plain.evaluate, ceiling=False), "none")
+
+
+class Planned(Exception):
+    """The plan is made, and the run would begin."""
+
+
+def test_source_is_listed_once_in_a_command(pictures, tmp_path, monkeypatch, capsys):
+    found, find_files = [], listing.find_files
+
+    def counted(text):
+        found.append(text)
+        return find_files(text)
+
+    def planned(root):
+        raise Planned
+
+    monkeypatch.setattr(listing, "find_files", counted)
+    monkeypatch.setattr("pipeline.run.require_writable", planned)
+    words = ("--images.path", pictures / "tars", "--compute.out", tmp_path)
+    make(run_of(*words, "--plan"), "registration")
+    assert len(found) == 1
+    with pytest.raises(Planned):
+        make(run_of(*words), "registration")
+    assert len(found) == 2
+    status(["images-32", *map(str, words)])
+    assert len(found) == 3
+    assert "scanned" not in capsys.readouterr().out
 
 
 def test_small_pictures_are_told_of(pictures, capsys):

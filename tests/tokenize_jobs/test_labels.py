@@ -7,10 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 
 from infra.errors import InputError
 from tests.tokenize_jobs.test_sources import write_tar
 from tests.tokenize_jobs.test_splits import labels_by_key, picture, tar
+from tokenize_jobs.sources import digest
+from tokenize_jobs.sources import webdataset as layout
 from tokenize_jobs.sources.labels import Labels
 from tokenize_jobs.sources.listing import ImageFiles, scan_images
 from tokenize_jobs.sources.samples import read_shard
@@ -72,6 +75,68 @@ def test_column_of_a_table_is_the_label_and_its_own_names_the_classes(tmp_path):
         InputError, match=r"no column 'fin'; there are img, fine, kind. Choose with --images.label fine"
     ):
         listed(tmp_path, label="fin")
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Two shards as the webdataset library writes them, their labels texts: in .cls, in .txt and in .json."""
+    for shard, names in enumerate((["oak", "ash", "yew"], ["fir", "7", "oak"])):
+        with webdataset.TarWriter(str(tmp_path / f"{shard}.tar")) as tar:
+            for place, name in enumerate(names):
+                about = {"key": f"{shard}{place}", "kind": name.upper(), "caption": f"a photo of {name}"}
+                tar.write(
+                    {"__key__": f"{shard}{place}", "png": picture(9), "cls": name, "txt": name[::-1], "json": about}
+                )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "labels"),
+    [
+        ("label", ("ash", "fir", "oak", "yew"), [2, 0, 3, 1, None, 2]),
+        ("txt", ("hsa", "kao", "rif", "wey"), [1, 0, 3, 2, None, 1]),
+        ("kind", ("ASH", "FIR", "OAK", "YEW"), [2, 0, 3, 1, None, 2]),
+    ],
+)
+def test_texts_that_label_the_samples_of_tars_are_the_classes_sorted_over_all_shards(label, classes, labels, named):
+    listing = listed(named, label=label)
+    assert listing.classes == classes
+    keys = ("00", "01", "02", "10", "11", "12")
+    assert labels_by_key(listing) == {key: of for key, of in zip(keys, labels, strict=True) if of is not None}
+    faults = [s.fault for shard in listing.shards for s in read_shard(listing, shard) if s.fault]
+    assert faults == ["label 7 is not in 0..3"]
+
+
+def test_texts_of_many_shards_are_read_once_while_these_are_the_same(named, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(named / ".cache"))
+    monkeypatch.setattr(digest, "_MANY", 2)
+    read, texts = [], layout._texts
+
+    def counted(path, *rest):
+        read.append(path.name)
+        return texts(path, *rest)
+
+    monkeypatch.setattr(layout, "_texts", counted)
+    first = listed(named)
+    assert sorted(read) == ["0.tar", "0.tar", "1.tar"]  # a first look, and all
+    assert listed(named) == first
+    assert len(read) == 3
+    write_tar(named / "1.tar", [("x.png", picture(1)), ("x.cls", b"elm")])
+    assert listed(named).classes == ("ash", "elm", "oak", "yew")
+
+
+def test_captions_are_no_classes_and_numbers_are_counted_by_no_one(named, monkeypatch):
+    with pytest.raises(
+        InputError, match=r"no field 'kinds' in .*member \.kinds; there are caption, .*--images.label kind"
+    ):
+        listed(named, label="kinds")
+    monkeypatch.setattr(layout, "MOST_CLASSES", 3)
+    with pytest.raises(InputError, match=r"'caption' holds 5 texts, as 'a photo of 7': captions are no classes"):
+        listed(named, label="caption")
+    for shard in range(2):
+        tar(named / f"{shard}.tar", ["x", "y"], label=shard)
+    with pytest.raises(InputError, match="how many classes"):
+        listed(named)
 
 
 @pytest.mark.parametrize(("form", "between"), [("csv", ","), ("tsv", "\t")])

@@ -1,9 +1,12 @@
 """What a user can write for a source, and which files it names, on a disk and on another filesystem."""
 
 import threading
+import time
 
+import numpy as np
 import pytest
 from upath import UPath
+from webdataset.shardlists import expand_urls
 
 from infra.errors import InputError
 from tests.tokenize_jobs.test_splits import class_folders, labels_by_key, picture, tar
@@ -43,6 +46,61 @@ def test_source_as_written_names_these_files_below_one_folder(root, written, nam
     assert list(infos) == names
     assert [(folder / name).read_bytes() for name in names] == [name.encode() for name in names]
     assert str(folder).rstrip("/") == str(root).rstrip("/")
+
+
+def braces(random, deep=2):
+    """Return a word of letters, numbers, ranges and lists, some in each other."""
+    first, width, step = int(random.integers(12)), int(random.integers(1, 4)), random.integers(1, 3)
+    numbers = f"{first:0{width}d}..{first + int(random.integers(4)):0{width}d}"
+    plain = ["ab-c", f"{{{numbers}}}", f"{{{numbers}..{step}}}", "{e..g}"]
+    if deep and random.random() < 0.5:
+        return "{" + ",".join(braces(random, deep - 1) for _ in range(random.integers(2, 4))) + "}"
+    return "_".join(random.choice(plain, random.integers(1, 4)))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_braces_and_lists_expand_as_the_webdataset_library_expands_them(seed):
+    random = np.random.default_rng(seed)
+    start = ["/data/", "memory://bucket/"][seed % 2]
+    text = "::".join(f"{start}{braces(random)}-{braces(random)}.tar" for _ in range(random.integers(1, 4)))
+    expected = [str(UPath(url)) for url in expand_urls(text)]
+    assert [str(path) for path in patterns._expanded(text)] == expected
+    assert len(expected) >= text.count("::") + 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_wildcards_match_what_pythons_own_match(seed, tmp_path):
+    random = np.random.default_rng(seed)
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    name = list(NAMES[random.integers(len(NAMES))])
+    for place in random.choice(len(name), 3, replace=False):
+        if name[place] != "/":
+            name[place] = ["*", "?", f"[{name[place]}x]", "[!x]"][random.integers(4)]
+    pattern = "".join(name).replace("**", "*?")
+    folder, infos = find_files(f"{tmp_path}/{pattern}")
+    matched = [[of] if of.is_file() else of.rglob("*") for of in tmp_path.glob(pattern)]
+    assert {str(folder / name) for name in infos} == {str(file) for files in matched for file in files}
+
+
+def test_long_listing_of_one_folder_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    root = UPath(f"memory://{tmp_path.name}")
+    (root / "a.png").write_bytes(picture(1))
+
+    def slow(call):
+        def later(self, path, **options):
+            time.sleep(0.3)
+            return call(self, path, **options)
+
+        return later
+
+    for name in ("ls", "glob"):
+        monkeypatch.setattr(type(root.fs), name, slow(getattr(type(root.fs), name)))
+    monkeypatch.setattr(patterns, "_EVERY_SECONDS", 0.05)
+    for text in (str(root), f"{root}/*.png"):
+        assert len(find_files(text)[1]) == 1
+        assert f"listing /{tmp_path.name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tokenize_jobs.config import Fit
 from tokenize_jobs.results import TokenizerResult
 from tokenize_jobs.sources.listing import Images, Listing
 from tokenize_jobs.sources.samples import evenly
+from tokenize_jobs.sources.survey import require_usable
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
 _MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
@@ -24,9 +25,10 @@ _MOST_HELDOUT, _MOST_SHARDS = 1000, 1024
 def fit_tokenizer(config: Fit, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
     """Fit on the images to train on and write the tokenizer below `out`; its quality is that on held-out images.
 
-    Raises InputError unless the stride is even and divides the image size.
+    Raises InputError unless the stride is even and divides the image size, and at once where no picture can be used.
     """
     config.check(size)
+    require_usable(images.train)
     with connected(compute) as cluster:
         stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
         progress, log = Progress("tokenizer", config.train_steps, "steps"), Path(str(out)) / "fit.jsonl"

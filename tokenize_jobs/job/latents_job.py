@@ -33,7 +33,8 @@ from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import evenly
 from tokenize_jobs.sources.shard import Shard
-from tokenize_jobs.store.shards import ShardCommit, committed, publish, read_commits
+from tokenize_jobs.sources.survey import require_usable
+from tokenize_jobs.store.shards import QUARANTINE, ShardCommit, committed, publish, read_commits, write_quarantine
 from tokenize_jobs.tokenizers import Geometry, load
 from tokenize_jobs.tokens import TokenKind
 
@@ -51,11 +52,14 @@ def kind_of(weights: TokenizerFile, image_size: int) -> TokenKind:
 def tokenize(config: Tokenize, weights: TokenizerFile, source: Listing, out: UPath, compute: Compute) -> LatentsResult:
     """Fill the latent store at `out` and publish it; goes on after an interruption.
 
-    Raises InputError when too many images are bad, and what the storage raised when it fails: finished shards are kept.
+    Raises InputError when too many images are bad, before the first shard where none can be used, and what the storage
+    raised when it fails: finished shards are kept.
     """
     kind = kind_of(weights, config.image_size)
     done = committed(out)
     pending = [shard for shard in source.shards if shard.name not in done]
+    if pending and not any(commit.rows for commit in done.values()):
+        require_usable(replace(source, shards=tuple(pending)))
     stage("latents", f"{len(source.shards)} shards, {len(source.shards) - len(pending)} committed before")
     staging, rates = out / "staging" / uuid.uuid4().hex[:8], {}
     try:
@@ -88,9 +92,11 @@ def _publish(
     bad = [(s.name, *pair) for s in source.shards for pair in commits[s.name].quarantined]
     if rows == 0 or len(bad) > config.max_bad_fraction * (rows + len(bad)):
         examples = "; ".join(f"{shard} {key}: {reason}" for shard, key, reason in bad[:3])
+        write_quarantine(out, bad)
         raise InputError(
             f"image source {source.root}: {len(bad)} of {rows + len(bad)} images are bad, more than the share of "
-            f"{config.max_bad_fraction:g} that --tokenize.max-bad-fraction allows; first: {examples}"
+            f"{config.max_bad_fraction:g} that --tokenize.max-bad-fraction allows; first: {examples}. "
+            f"All are in {out / QUARANTINE}; the shards are kept."
         )
     provenance: dict[str, Any] = {
         "tokenizer": {"kind": weights.kind, "weights": weights.hash},
@@ -137,7 +143,7 @@ def _run(
         _measure_precision(config, source, encoders[0], out)
         cores = ray.cluster_resources()["CPU"] - workers.count * workers.cpus
         parts = rows.flat_map(
-            _HandingOn(PartReader(replace(source, shards=()), config.image_size), encoders),
+            _HandingOn(PartReader(source, config.image_size), encoders),
             compute=ray.data.TaskPoolStrategy(size=max(1, min(int(cores * 2), _MOST_READERS * workers.count))),
             num_cpus=0.5,
         )

@@ -5,6 +5,7 @@ shard -> parts of up to PART_IMAGES decoded images (PartReader) -> staged moment
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ class PartReader:
     """Reads, decodes and crops one shard; yields its parts as they fill."""
 
     def __init__(self, source: Listing, image_size: int) -> None:
-        """Read shards of `source`, which need not hold them itself: a row brings its own."""
-        self.source, self.image_size = source, image_size
+        """Read shards of `source`, without which it travels to every task: a row brings its own."""
+        self.source, self.image_size = replace(source, shards=()), image_size
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         index, shard = int(row["shard"]), pickle.loads(row["of"])

@@ -6,11 +6,11 @@ Those of many files are read at once, and not again while names, sizes and times
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from upath import UPath
 
@@ -19,6 +19,7 @@ from infra.storage import is_local, write_atomic
 
 _SAMPLE_BYTES = 65536
 _AT_ONCE, _MANY = 16, 256
+T = TypeVar("T")
 Infos = Mapping[str, Mapping[str, Any]]
 
 
@@ -28,18 +29,28 @@ def source_digest(root: UPath, infos: Infos, about: Sequence[object], *, is_samp
     `is_sampled` reads the ends of local files.
     """
     unread = [name for name, info in infos.items() if is_sampled and is_local(root) and not _checksum(info)]
-    kept = _kept(root, infos, about) if len(unread) >= _MANY else None
-    if kept is not None and kept.is_file():
-        return kept.read_text()
-    digest, ends, asked = hashlib.sha256(json.dumps(about).encode()), _ends(root, unread, infos), set(unread)
-    for name, info in infos.items():
-        digest.update(json.dumps([name, info["size"], _checksum(info)]).encode())
-        if name in asked:
-            digest.update(next(ends))
-    if kept is not None:
-        with suppress(OSError):  # a home that cannot be written: it is read again
-            write_atomic(kept, digest.hexdigest().encode())
-    return digest.hexdigest()
+
+    def digest() -> str:
+        found, ends, asked = hashlib.sha256(json.dumps(about).encode()), _ends(root, unread, infos), set(unread)
+        for name, info in infos.items():
+            found.update(json.dumps([name, info["size"], _checksum(info)]).encode())
+            if name in asked:
+                found.update(next(ends))
+        return found.hexdigest()
+
+    return kept(root, infos, about, digest) if unread else digest()
+
+
+def kept(root: UPath, infos: Infos, about: Sequence[object], find: Callable[[], T]) -> T:
+    """Return what `find` tells `about` the files, as JSON has it; of many that are as before, what was told then."""
+    path = _kept(root, infos, about) if len(infos) >= _MANY else None
+    if path is not None and path.is_file():
+        return json.loads(path.read_text())
+    found = find()
+    if path is not None:
+        with suppress(OSError):  # a home that cannot be written: it is found again
+            write_atomic(path, json.dumps(found).encode())
+    return found
 
 
 def _checksum(info: Mapping[str, Any]) -> str:
@@ -64,8 +75,8 @@ def _ends(root: UPath, names: Sequence[str], infos: Infos) -> Iterator[bytes]:
 
 
 def _kept(root: UPath, infos: Infos, about: Sequence[object]) -> Path:
-    """Return the file that keeps the digest of just this listing."""
-    listed = [[name, info["size"], info.get("mtime"), info.get("ino")] for name, info in infos.items()]
+    """Return the file that keeps what is told about just this listing."""
+    listed = [[name, i["size"], i.get("mtime"), i.get("ino"), _checksum(i)] for name, i in infos.items()]
     key = hashlib.sha256(json.dumps([str(root), about, listed], default=str).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "mar-pipeline" / "sources" / key
+    return cache / "mar-pipeline" / "listings" / key

@@ -29,7 +29,7 @@ class Labels:
     """How to find a sample's label: numbers from 0, or names of classes."""
 
     name: str = "label"
-    """Field of .json members, or column of Parquet tables."""
+    """Member or field of .json in tars, or column of Parquet tables."""
     table: str = ""
     """Path of a table that has all labels, in place of the files' own; workers read it too."""
 

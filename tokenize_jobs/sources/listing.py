@@ -13,7 +13,7 @@ from upath import UPath
 from infra.errors import InputError
 from infra.fingerprint import where
 from infra.storage import location
-from tokenize_jobs.sources.digest import source_digest
+from tokenize_jobs.sources.digest import kept, source_digest
 from tokenize_jobs.sources.flat import FLAT
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.labels import MOST_CLASSES, NONE, OWN_LABELS, Labels, is_number
@@ -40,8 +40,8 @@ class ImageFiles:
     heldout_share: float = 0.02
     """Share of the images kept from training where there is no held-out path or split; 0 keeps none."""
     label: str = "label"
-    """Field of .json members, or column of Parquet tables, that holds the label: a number or a class's name. Or none:
-    the pictures are of one class."""
+    """Member (txt) or field of .json in tars, or column of Parquet tables, that holds the label: a number or a class's
+    name. Or none: the pictures are of one class."""
     labels: str = where(default="")
     """CSV or TSV of key and label, in place of labels in the files; a key is a file's name, also without its suffix."""
     num_classes: int = 0
@@ -99,6 +99,12 @@ class _Files:
         size = self.infos[name]["size"]
         return UNKNOWN if size is None else int(size)
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the classes that the labels tell."""
+        layout, name = self.layout, self.labels.name
+        about = ["names", layout.name, name]
+        return tuple(kept(self.root, self.infos, about, lambda: layout.names(self.root, list(self.infos), name)))
+
     def split(self, split: Split, layout: Layout) -> "_Files":
         """Return those of one split that are in `layout`, relative to its folder."""
         prefix = f"{split.folder}/" if split.folder else ""
@@ -141,7 +147,7 @@ def scan_samples(path: str, classes: tuple[str, ...]) -> Listing:
         return _labelled(files, (), {})
     own = _classes_told(files)
     if not (classes or own):
-        own = files.layout.names(files.root, list(files.infos), files.labels.name)
+        own = files.names()
     are_numbers = bool(own) and all(is_number(name) and int(name) < MOST_CLASSES for name in own)
     known = classes or (tuple(map(str, range(max(map(int, own)) + 1))) if are_numbers else own)
     labels = {name: place for place, name in enumerate(known)}
@@ -262,7 +268,7 @@ def _classes(files: _Files, num_classes: int, above: UPath, like: Listing | None
             )
         return like.classes
     if not names and not num_classes and not files.labels.table:
-        names = files.layout.names(files.root, list(files.infos), files.labels.name)
+        names = files.names()
     if not names and not num_classes:
         raise InputError(
             f"image source {files.root}: how many classes? Give --images.num-classes, put classes.tsv (number, "

@@ -9,14 +9,14 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from fsspec import AbstractFileSystem
 from upath import UPath
 
-from infra.console import Progress
+from infra.console import Progress, waiting
 from infra.errors import InputError
 from infra.storage import location
 
 Infos = dict[str, dict[str, Any]]
 _WILD = frozenset("*?[")
 _HIDDEN = re.compile(r"/(\.|__MACOSX/)")
-_AT_ONCE, _LEVELS, _MANY = 16, 3, 100_000
+_AT_ONCE, _LEVELS, _MANY, _EVERY_SECONDS = 16, 3, 100_000, 10.0
 
 
 def find_files(text: str) -> tuple[UPath, Infos]:
@@ -66,7 +66,8 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
         return parent, {name: listed[parent].get(name) or path.fs.info(name)}
     if not _WILD & set(name):
         raise InputError(f"image source {path}: no such file or folder")
-    matched = path.fs.glob(name, detail=True)
+    with waiting("pictures", f"listing {name}", _EVERY_SECONDS):
+        matched = path.fs.glob(name, detail=True)
     found = {match: info for match, info in matched.items() if info["type"] == "file" or path.fs.isfile(match)}
     for folder in matched.keys() - found.keys():
         found |= _find(path.fs, folder)
@@ -88,7 +89,8 @@ def _find(fs: AbstractFileSystem, folder: str) -> Infos:
         for _ in range(_LEVELS):  # where few folders hold all others, there is more to share below them
             if not 0 < len(folders) < _AT_ONCE:
                 break
-            inside = [info for infos in pool.map(lambda name: _inside(fs, name), folders) for info in infos]
+            with waiting("pictures", f"listing {folder}", _EVERY_SECONDS):  # a bucket lists a thousand at a time
+                inside = [info for infos in pool.map(lambda name: _inside(fs, name), folders) for info in infos]
             files |= {info["name"]: info for info in inside if info["type"] != "directory"}
             folders = [info["name"] for info in inside if info["type"] == "directory"]
         progress = Progress("pictures", len(folders), "folders listed")

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
+from infra.errors import InputError
 from infra.seeding import stream
 from infra.storage import is_of_storage, location
 from tokenize_jobs.sources.crop import BadImage, centre_crop, decode
@@ -19,6 +20,7 @@ from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.samples import read_shard
 from tokenize_jobs.sources.shard import Sample, Shard
 
+MOST_OPENED = 256
 _MOST_SHARDS, _MOST_FOOTERS, _AT_ONCE = 16, 1024, 16
 _TAR_BYTES = 3.5 * 512  # around a picture and in its .cls: two headers, a block, half a block to fill the last
 SINGLE_FILES = ("folder", "flat")
@@ -45,7 +47,7 @@ class Survey:
         return sum(side < size for side in self.sides) / max(len(self.sides), 1)
 
 
-def survey(listing: Listing, most: int = 256, seed: int = 0, crops: int = 0, size: int = 128) -> Survey:
+def survey(listing: Listing, most: int = MOST_OPENED, seed: int = 0, crops: int = 0, size: int = 128) -> Survey:
     """Open up to `most` pictures, evenly from seeded shards; keep `crops` of them, `size` pixels a side.
 
     Raises what the storage raises.
@@ -66,6 +68,29 @@ def survey(listing: Listing, most: int = 256, seed: int = 0, crops: int = 0, siz
     exact = counted(listing)
     images = _counted_by_bytes(listing, samples) if exact is None else exact
     return Survey(images, exact is not None, len(samples), tuple(sides), faults, labels, tuple(kept))
+
+
+def require_usable(listing: Listing, seed: int = 0) -> None:
+    """Raise InputError where pictures are opened, up to MOST_OPENED evenly from seeded shards, and not one can be used.
+
+    The first that can ends the look. Raises what the storage raises.
+    """
+    faults, example = Counter[str](), ""
+    for sample in islice(_sample(listing, MOST_OPENED, seed), MOST_OPENED):
+        try:
+            _decoded(sample)
+        except BadImage as error:
+            faults[str(error)] += 1
+            example = example or sample.key
+        else:
+            return
+    if not faults:
+        return
+    reasons = "; ".join(f"{times} x {reason}" for reason, times in faults.most_common(3))
+    raise InputError(
+        f"image source {listing.root}: not one of {faults.total()} pictures opened can be used, {example} among them "
+        f"({reasons}). Nothing was made of it; `mar source {listing.root}` shows more."
+    )
 
 
 def _decoded(sample: Sample) -> Image.Image:

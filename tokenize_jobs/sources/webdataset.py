@@ -1,22 +1,24 @@
 """WebDataset tars: members of a sample follow each other and share the name up to the first dot.
 
-Only image, .cls and .json members are read; nothing is unpickled and nothing is written to disk.
+Only images and the members that hold labels are read; nothing is unpickled and nothing is written to disk.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import PurePosixPath
 
 from upath import UPath
 
+from infra.console import Progress
 from infra.errors import InputError
-from tokenize_jobs.sources.labels import NONE, OWN_LABELS
+from tokenize_jobs.sources.labels import MOST_CLASSES, NONE, OWN_LABELS, is_number
 from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, Wants, shard_a_file
 from tokenize_jobs.sources.tar import Damage, Member, Seekable, walk
 
-_LOOKED_AT = 16
+_LOOKED_AT, _AT_ONCE = 16, 16
 
 
 def _takes(name: str) -> bool:
@@ -24,20 +26,57 @@ def _takes(name: str) -> bool:
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
-    """Return no names: the samples have them. Raises InputError when none of the first ones' .json has that field."""
+    """Return no names: the samples have them. Raises InputError when none of the first ones has such a label."""
     if label in (OWN_LABELS.name, NONE):
         return ()
     with (root / files[0]).open("rb") as file:
-        groups = islice(_groups(file, lambda name: _split(name)[1] == ".json"), _LOOKED_AT)
-        found = [_fields(members[".json"]) for _, members, _ in groups if ".json" in members]
+        groups = islice(_groups(file, lambda name: _split(name)[1] in {".txt", *_told_in(label)}), _LOOKED_AT)
+        found = [
+            _fields(member) if suffix == ".json" else {suffix[1:]}
+            for _, of, _ in groups
+            for suffix, member in of.items()
+        ]
     fields = sorted(set().union(*found))
     if found and label not in fields:
         nearest = get_close_matches(label, fields, 1, 0)
         raise InputError(
-            f"image source {root / files[0]}: no field {label!r} in the .json of its first samples; there are "
-            f"{', '.join(fields)}. Choose with --images.label{f' {nearest[0]}' if nearest else ''}."
+            f"image source {root / files[0]}: no field {label!r} in the .json of its first samples and no member "
+            f".{label}; there are {', '.join(fields)}. Choose with --images.label{f' {nearest[0]}' if nearest else ''}."
         )
     return ()
+
+
+def _told_in(label: str) -> set[str]:
+    """Return the suffixes of the members that can hold the label of this name."""
+    return {".json", ".cls", f".{label}"}
+
+
+def _names(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
+    """Return the texts among the labels of all shards, sorted; none where the first one's first samples have no text.
+
+    Raises InputError for more texts than there are classes anywhere.
+    """
+    if not _texts(root / files[0], label, _LOOKED_AT):
+        return ()
+    found, progress = set[str](), Progress("pictures", len(files), "shards read for the names of classes")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done, texts in enumerate(pool.map(lambda name: _texts(root / name, label), files), 1):
+            found |= texts
+            progress.update(done)
+    if len(found) > MOST_CLASSES:
+        raise InputError(
+            f"image source {root}: {label!r} holds {len(found):,} texts, as {min(found)[:60]!r}: captions are no "
+            "classes. Choose another --images.label, or none."
+        )
+    return tuple(sorted(found))
+
+
+def _texts(path: UPath, label: str, most: int | None = None) -> set[str]:
+    """Return the labels of the first `most` samples, or of all, that are no numbers."""
+    with path.open("rb") as file:
+        groups = islice(_groups(file, lambda name: _split(name)[1] in _told_in(label)), most)
+        labels = {_label(members, label) for _, members, _ in groups}
+    return {of for of in labels if isinstance(of, str) and not is_number(of)}
 
 
 def _fields(member: Member) -> set[str]:
@@ -51,7 +90,7 @@ def _fields(member: Member) -> set[str]:
 def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sample]:
     def is_read(name: str) -> bool:
         key, suffix = _split(name)
-        return suffix in (*IMAGE_SUFFIXES, ".cls", ".json") and wants(key)
+        return suffix in {*IMAGE_SUFFIXES, *_told_in(label)} and wants(key)
 
     with (root / shard.files[0]).open("rb") as file:
         for key, members, damage in _groups(file, is_read):
@@ -104,10 +143,11 @@ def _images(members: dict[str, Member]) -> list[str]:
 
 
 def _label(members: dict[str, Member], name: str) -> int | str:
-    """Return the class in .cls, or in the field `name` of .json (which img2dataset writes), or -1."""
+    """Return the class in .cls or the member called `name`, or in the field `name` of .json (img2dataset's), or -1."""
+    told = members.get(".cls" if name == OWN_LABELS.name else f".{name}")
     try:
-        if ".cls" in members and name == "label":
-            text = (members[".cls"].content or b"").decode().strip()
+        if told is not None:
+            text = (told.content or b"").decode().strip()
             return int(text) if text.isdecimal() or not text.isprintable() or not text else text
         value = json.loads(members[".json"].content or b"")[name]
     except (KeyError, ValueError, TypeError, RecursionError):
@@ -115,4 +155,4 @@ def _label(members: dict[str, Member], name: str) -> int | str:
     return value if isinstance(value, int | str) and not isinstance(value, bool) else -1
 
 
-WEBDATASET = Layout("webdataset", _takes, _classes, shard_a_file, _read)
+WEBDATASET = Layout("webdataset", _takes, _classes, shard_a_file, _read, _names)

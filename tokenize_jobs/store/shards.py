@@ -28,7 +28,7 @@ from tokenize_jobs.tokens import TokenKind
 _READ_AT_ONCE = 64
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 1024
-MANIFEST = "manifest.json"
+MANIFEST, QUARANTINE = "manifest.json", "quarantine.parquet"
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,15 @@ def read_commits(root: UPath, names: Sequence[str]) -> dict[str, ShardCommit]:
         return dict(zip(names, records, strict=True))
 
 
+def write_quarantine(root: UPath, rejected: Sequence[tuple[str, str, str]]) -> None:
+    """Write the table of what was set aside: (shard, key, reason) each."""
+    names = ("shard", "key", "reason")
+    table = {name: pa.array([row[column] for row in rejected], pa.string()) for column, name in enumerate(names)}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer)
+    write_atomic(root / QUARANTINE, buffer.getvalue())
+
+
 def publish(
     root: UPath,
     names: Sequence[str],
@@ -154,15 +163,7 @@ def publish(
     commits = [found[name] for name in names]
     sums = {key: np.sum([commit.sums[key] for commit in commits], axis=0) for key in commits[0].sums}
     rejected = [(commit.name, key, reason) for commit in commits for key, reason in commit.quarantined]
-    quarantine = pa.table(
-        {
-            name: pa.array([row[column] for row in rejected], pa.string())
-            for column, name in enumerate(("shard", "key", "reason"))
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(quarantine, buffer)
-    write_atomic(root / "quarantine.parquet", buffer.getvalue())
+    write_quarantine(root, rejected)
     labels: dict[str, int] = {}
     for commit in commits:
         for label, count in commit.labels.items():

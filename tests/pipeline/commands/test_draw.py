@@ -11,7 +11,9 @@ from evaluate.config import DiffusionSteps, Sampling
 from evaluate.sampling.generate import Generator
 from evaluate.sampling.known import known_from_pictures
 from infra.cluster import Compute
-from pipeline.commands.sample import Draw, Edit, Sampled, _subject, draw
+from infra.errors import InputError
+from infra.storage import write_json
+from pipeline.commands.sample import Draw, Edit, Sampled, _subject, draw, main
 from pipeline.given import measurable_at
 from tests.small_model import TRUNKS, small, written
 from tests.train.test_var import SHAPE
@@ -58,3 +60,16 @@ def test_model_directory_is_drawn_and_measured_in_the_order_and_steps_of_its_tru
         _subject(folder, None, options).sampling, measurable_at(folder, Compute()).evaluate.generate.sampling,
     ):  # fmt: skip
         sampling.check(config)
+
+
+def test_recipe_without_a_checkpoint_names_another_training_and_the_registered_model(tmp_path):
+    words = ["emoji-32", "--compute.out", str(tmp_path)]
+    with pytest.raises(
+        InputError, match=r"`mar train emoji-32` first.*`mar sample models:/mar-emoji-32@champion`"
+    ) as none:
+        main(words)
+    assert "Another training" not in str(none.value)
+    record = tmp_path / "artifacts" / "checkpoint" / "emoji-32" / "0123abcd" / "artifact.json"
+    write_json(record, {})
+    with pytest.raises(InputError, match=f"Another training of that name is drawn from by `mar sample {record}`"):
+        main(words)

@@ -56,3 +56,18 @@ def test_a_tar_is_told_by_what_was_opened(capsys, tmp_path):
 def test_a_source_without_pictures_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no"):
         main([str(tmp_path)])
+
+
+def test_picture_grid_takes_the_place_of_no_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source.png").write_bytes(b"mine")
+    for name, side in (("a", 16), ("b", 24)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(picture(side))
+    for path, size in (("a", "32"), ("b", "32"), ("a", "16"), ("a", "32")):
+        main([f"./{path}", "--image-size", size])
+    grids = [line.removeprefix("picture grid: ") for line in capsys.readouterr().out.splitlines() if "grid" in line]
+    assert len(set(grids)) == 3
+    assert grids[0] == grids[3]
+    assert {str(path) for path in tmp_path.glob("*.png")} == {*grids, str(tmp_path / "source.png")}
+    assert (tmp_path / "source.png").read_bytes() == b"mine"
