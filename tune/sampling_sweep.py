@@ -113,8 +113,12 @@ def _searched(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers
     """Return how every planned trial ended, each setting once."""
     if sweep.search != "optuna":
         return _run_listed(sweep.planned(base), work, workers, out / "ray_tune", sweep.minutes)
-    search, progress = Optuna(sweep.axes(), base, sweep.trials, sweep.seed), Progress("sweep", sweep.trials, "trials")
-    ended = run_trials(search, Measurement(work), workers, out / "ray_tune", progress, sweep.minutes)
+    measure, progress = Measurement(work), Progress("sweep", sweep.trials, "trials")
+    search = Optuna(sweep.axes(), base, sweep.trials, sweep.seed, out / "asked.json")
+    search = search.going_on(lambda sampling: measure(sampling) if work.path(sampling).exists() else None)
+    progress.update(len(search.told))
+    ended = [Ended(search.at(config), "finished") for config, _ in search.told]
+    ended += run_trials(search, measure, workers, out / "ray_tune", progress, sweep.minutes)
     finished_last = sorted(ended, key=lambda trial: trial.state == "finished")
     return list({fingerprint(canonical(trial.sampling)): trial for trial in finished_last}.values())
 
@@ -126,7 +130,7 @@ def _run_listed(
     progress = Progress("sweep", len(planned), "trials")
     pending = tuple(sampling for sampling in planned if not work.path(sampling).exists())
     progress.update(len(planned) - len(pending))
-    ended = run_trials(Listed(pending), Measurement(work), workers, folder, progress, minutes) if pending else []
+    ended = run_trials(Listed(pending), Measurement(work), workers, folder, progress, minutes)
     by_setting = {trial.sampling: trial for trial in ended}
     return [by_setting.get(sampling, Ended(sampling, "finished")) for sampling in planned]
 
