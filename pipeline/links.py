@@ -29,7 +29,7 @@ _RUN_COLUMNS = (
 )
 _ALWAYS = ("temperature", "cfg_scale")
 _TRIAL_METRICS = (
-    NAME, f"{NAME}_error", "seconds_per_image", "parameters", "train/heldout_mse",
+    NAME, f"{NAME}_error", "seconds_per_image", "parameters", "head_parameters", "train/heldout_mse",
     "train/heldout_loss",
 )  # fmt: skip
 
