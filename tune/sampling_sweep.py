@@ -182,10 +182,8 @@ def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, 
 
 
 def _edges(sweep: SamplingSweep, trials: Sequence[Trial], best: Sampling) -> tuple[str, ...]:
-    """Return in words where better ones may lie beyond what was tried, each setting once."""
-    axes = sweep.axes()
-    sides = {side.name: side for side in reversed(open_sides(trials, best, axes, alike=bool(sweep.widen)))}
-    return tuple(str(sides[name]) for name in axes if name in sides)
+    """Return in words where better ones may lie beyond what was tried, on each open side of each setting."""
+    return tuple(map(str, open_sides(trials, best, sweep.axes(), alike=bool(sweep.widen))))
 
 
 def _leave(result: SweepResult, folder: UPath, out: UPath) -> None:
