@@ -24,7 +24,7 @@ from infra.storage import location, write_json
 from train.card import content_digest
 from tune.config import SamplingSweep
 from tune.ends import beyond, open_sides
-from tune.front import front
+from tune.front import contenders, front
 from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, label, ranked
 from tune.search import Ended, Listed, Optuna, run_trials
 from tune.trial import Measurement, Work, read_trial, time_alone, timed_batch
@@ -150,8 +150,8 @@ def _measured_again(best: Sequence[Trial], work: Work, workers: Workers, out: UP
 
 
 def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[Timed]:
-    """Return the front of speed against quality, its members timed one after the other in one process."""
-    members = [trials[place] for place in front([(trial.seconds_per_image, trial.fd) for trial in trials])]
+    """Return the front of speed against quality, what may be of it timed one after the other in one process."""
+    members = contenders(trials)
     remote = ray.remote(time_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus)
     seconds = ray.get(remote.remote(work, [trial.sampling for trial in members]))
     return [
