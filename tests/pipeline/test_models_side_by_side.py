@@ -12,7 +12,7 @@ from tune.results import Timed
 
 
 def test_page_states_how_many_images_were_drawn_at_once_and_the_link_is_that_of_its_run(tmp_path, capsys):
-    quick = Timed(label="quick", sampling=Sampling(), fd=7.5, seconds_per_image=0.0625)
+    quick = Timed(label="quick", sampling=Sampling(), fd=7.5, seconds_per_image=0.0625, error=0.1)
     result = replace(found(bowl(1.0, 3.0)), front=(quick,), timed_batch=48)
     swept = {"./mar-b": result, "./mar-l": replace(result, front=(replace(quick, seconds_per_image=0.125),))}
     for _ in range(2):  # the second finds what the first recorded

@@ -10,6 +10,7 @@ from PIL import Image
 
 from evaluate.config import DuringTraining
 from evaluate.networks import Classifier, Features
+from infra.artifact import Step
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.from_json import from_json
@@ -176,10 +177,10 @@ def test_version_of_a_model_that_was_trained_on_a_given_store_says_which_and_of_
 ):
     store = store_of(tmp_path / "store", PlainLatents(3, 16, 16), ["cat", "dog"])
     monkeypatch.setattr("pipeline.registry.register", lambda candidate, *_: candidate)
-    evaluation = SimpleNamespace(fingerprint="e", result=None, record={"commit": "0123abc"})
+    found = SimpleNamespace(fingerprint="e", path=tmp_path, result=None, record={"commit": "0123abc"})
+    monkeypatch.setattr(Step, "find", lambda step: found if step.name == "evaluation" else None)
     for latents in (store, ""):
         made = plan(replace(imagenet_256_mar_b(), latents=latents), images, tmp_path)
-        monkeypatch.setattr(type(made.steps["evaluation"]), "find", lambda _: evaluation)
         told = made.steps["registration"].make(location(tmp_path)).lineage
         assert set(told) == {"mar.recipe", "mar.model", "mar.commit", "mar.latents", "mar.source"}
         assert told["mar.latents"] == (latents or str(made.path("latents")))

@@ -127,7 +127,9 @@ def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_i
     recorded = sorted(child.info.run_name for child in tracker.children(run))
     assert recorded == sorted(step.name for step in steps)
     assert _recorded_whole(steps) == pages
-    assert not _recorded_whole([replace(steps[0], label="of another run"), *steps[1:]])  # of the same registration
+    assert not _recorded_whole(
+        [replace(steps[0], inputs={"of": "another run"}), *steps[1:]]
+    )  # of the same registration
 
 
 def test_run_whose_steps_are_all_made_and_recorded_prints_the_links_of_the_first_without_asking_the_store(
