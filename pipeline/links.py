@@ -28,7 +28,10 @@ _RUN_COLUMNS = (
     "params.`lr`",
 )
 _ALWAYS = ("temperature", "cfg_scale")
-_TRIAL_METRICS = (NAME, f"{NAME}_error", "seconds_per_image", "parameters", "train/heldout_mse", "train/heldout_loss")
+_TRIAL_METRICS = (
+    NAME, f"{NAME}_error", "seconds_per_image", "parameters", "head_parameters", "train/heldout_mse",
+    "train/heldout_loss",
+)  # fmt: skip
 
 
 def links(tracker: "Tracker", run: str, registered: "RegistrationResult | None" = None, port: int = PORT) -> Pages:
@@ -36,9 +39,9 @@ def links(tracker: "Tracker", run: str, registered: "RegistrationResult | None" 
 
     Without `registered` the version is the newest that was logged by the run.
     """
-    server = tracker.uri.rstrip("/") if tracker.uri.startswith("http") else f"http://127.0.0.1:{port}"
+    server = _server(tracker, port)
     experiment = f"{server}/#/experiments/{tracker.experiment}"
-    found = [("run", f"{experiment}/runs/{run}")]
+    found = [("run", run_page(tracker, run, port))]
     trials = [child for child in tracker.children(run, NAME) if TRIAL in child.data.tags]
     if len(trials) > 1:
         view = tracker.view(_trials_view(run, trials))
@@ -52,6 +55,15 @@ def links(tracker: "Tracker", run: str, registered: "RegistrationResult | None" 
     found += [("version", f"{server}/#/models/{of.name}/versions/{of.version}") for of in versions[:1]]
     view = tracker.view({"selectedColumns": list(_RUN_COLUMNS)})
     return [*found, ("all runs", f"{experiment}/runs?viewStateShareKey={view}")]
+
+
+def run_page(tracker: "Tracker", run: str, port: int = PORT) -> str:
+    """Return the URL of one run."""
+    return f"{_server(tracker, port)}/#/experiments/{tracker.experiment}/runs/{run}"
+
+
+def _server(tracker: "Tracker", port: int) -> str:
+    return tracker.uri.rstrip("/") if tracker.uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
 def _trials_view(run: str, trials: Sequence[Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from infra.console import say
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from infra.storage import local_root
+from pipeline.links import run_page
 from pipeline.make import Run
 from pipeline.plan import Planner
+from pipeline.summary import say_links, served
 from tune.config import SamplingSweep
 from tune.results import PAGE, SweepResult
 
@@ -64,10 +66,10 @@ def write_models(compute: Compute, swept: Mapping[str, SweepResult]) -> UPath:
     say(f"models side by side: {out / PAGE}")
     tracker = Tracker(tracking_uri(compute, root), root)
     with answering(tracker.uri):
-        if (found := tracker.find(identity)) is None or found.info.status != "FINISHED":
-            run = tracker.open(" and ".join(results), identity)
-            tracker.image(run, out / f"{SPEED}.png", f"sweep/{SPEED}")
-            for name in (PAGE, f"{SPEED}.svg"):
-                tracker.file(run, out / name)
-            tracker.finish(run)
+        run = tracker.open(" and ".join(results), identity)
+        tracker.image(run, out / f"{SPEED}.png", f"sweep/{SPEED}", once=True)
+        for name in (PAGE, f"{SPEED}.svg"):
+            tracker.file(run, out / name)
+        tracker.finish(run)
+    say_links([("models", run_page(tracker, run))], served(tracker.uri, root))
     return out

@@ -23,7 +23,7 @@ from pipeline.meanwhile import measured_meanwhile
 from pipeline.recipe import Recipe
 from pipeline.references import named_reference
 from pipeline.results import RegistrationResult
-from pipeline.steps import NO_IMAGES, Plan, Source, run_identity
+from pipeline.steps import NO_IMAGES, Plan, Source, lineage, run_identity
 from pipeline.trainings import checkpoints_of, planned_trainings, rule_of, shorter, trainings_of
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import Fit, TokenizerFile
@@ -280,21 +280,12 @@ class Planner:
                     model=Path(self._model_path()), checkpoint=self._inputs("checkpoint")["checkpoint"],
                     tokenizer=tokenizer, image_size=self.image_size,
                     evaluation=evaluation.fingerprint, measured=evaluation.result,
-                    lineage=self._lineage(evaluation.record["commit"]),
+                    lineage={"mar.model": self._model_path(), **lineage(self.recipe, self.steps, evaluation)},
                 ),
                 uri, self.root,
             )  # fmt: skip
 
         self._add("registration", {"store": uri}, self._inputs("checkpoint", "evaluation"), make, RegistrationResult)
-
-    def _lineage(self, commit: str) -> dict[str, str]:
-        """Return the tags that say what the registered model was made from."""
-        made = {"mar.recipe": self.recipe.name, "mar.model": self._model_path(), "mar.commit": commit}
-        if "latents" not in self.steps:
-            return made
-        source = {name: of for name, of in self.steps["latents"].inputs.items() if name != "tokenizer"}
-        told = " ".join(map(" ".join, source.items()))
-        return {**made, "mar.latents": str(self._path("latents")), "mar.source": told}
 
     def _inputs(self, *names: str) -> dict[str, str]:
         return {name: self.steps[name].fingerprint if name in self.steps else self.given[name] for name in names}

@@ -6,24 +6,23 @@ import threading
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from upath import UPath
+
 from infra.artifact import Artifact, Step, git_commit
 from infra.cluster import Compute, check_tracking, connected, tracking_uri
 from infra.console import complain, stage
 from infra.errors import InputError
-from infra.storage import require_writable, write_atomic
+from infra.storage import read_json, require_writable, write_json
 from pipeline.links import Pages, links
 from pipeline.measuring import planner
 from pipeline.recipe import Recipe
 from pipeline.record import LiveMetrics, record_step, told_apart
-from pipeline.steps import Finished, Plan
-from pipeline.summary import say_links, summary
+from pipeline.steps import Finished, Plan, run_identity
+from pipeline.summary import say_links, served, summary
 from tokenize_jobs.sources.listing import ImageFiles, Images
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from infra.tracking import Tracker
-
-_RECORDED = "recorded"
-"""Beside a registration's record: the whole run is in MLflow, which need not be asked again."""
 
 
 def run(
@@ -43,12 +42,12 @@ def run(
     if pending:
         plan.check(pending, compute.train.workers, compute.train.most_workers)
         check_tracking(uri)
-    is_done = not pending and _is_recorded_whole(steps[-1])
-    done, pages = (_all_cached(steps), []) if is_done else _run(plan, steps, compute, uri, live)
+    pages = [] if pending else _recorded_whole(steps)
+    done, pages = (_all_cached(steps), pages) if pages else _run(plan, steps, compute, uri, live)
     if {"evaluation", "reconstruction"} & set(done):
         summary(plan, done)
     if pages and last in ("sweep", "registration"):
-        say_links(pages, "" if uri.startswith("http") else f" (after `mar ui --compute.out {plan.root}`)")
+        say_links(pages, served(uri, plan.root))
     return done
 
 
@@ -74,18 +73,15 @@ def _run(
         if "checkpoint" in plan.steps:
             live.follow(tracker, parent, plan.steps["checkpoint"], git_commit(), plan.recipe.train.train_steps)
         try:
-            done = _made_and_recorded(steps, tracker, parent)
+            return _made_and_recorded(steps, tracker, parent)
         except BaseException:
             with contextlib.suppress(Exception):  # the store may be away too
                 tracker.finish(parent, failed=True)
             raise
-        registered = done["registration"].artifact.result if "registration" in done else None
-        with answering(uri):
-            return done, links(tracker, parent, registered)
 
 
-def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> dict[str, Finished]:
-    """Make every step, whether or not it can be recorded, and finish the run.
+def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> tuple[dict[str, Finished], Pages]:
+    """Make every step, whether or not it can be recorded, and finish the run; returns the steps, and the run's pages.
 
     Raises InputError at the end where some could not be; nothing is registered then: what is registered was recorded.
     """
@@ -101,15 +97,24 @@ def _made_and_recorded(steps: list[Step], tracker: "Tracker", parent: str) -> di
             left.append(step.name)
     if left:
         raise InputError(f"made, but not recorded at {tracker.uri}: {', '.join(left)}; the same command records them")
+    registered = done["registration"].artifact if "registration" in done else None
     with answering(tracker.uri):
         tracker.finish(parent)
-    if "registration" in done:
-        write_atomic(done["registration"].artifact.path / _RECORDED, b"")
-    return done
+        pages = links(tracker, parent, registered and registered.result)
+    if registered:
+        write_json(_pages_path(steps), pages)
+    return done, pages
 
 
-def _is_recorded_whole(last: Step) -> bool:
-    return last.name == "registration" and (last.path / _RECORDED).exists()
+def _recorded_whole(steps: list[Step]) -> Pages:
+    """Return the pages of a run that is in MLflow to its registration, which need not be asked again; else none."""
+    path = _pages_path(steps)
+    return [(name, url) for name, url in read_json(path)] if path.exists() else []
+
+
+def _pages_path(steps: list[Step]) -> UPath:
+    """Return where the pages are kept: beside the last step's record, which several runs may share."""
+    return steps[-1].path / f"pages.{run_identity({step.name: step for step in steps})}.json"
 
 
 def _is_recorded(tracker: "Tracker", parent: str, step: Step, artifact: Artifact) -> bool:

@@ -8,11 +8,13 @@ from upath import UPath
 from infra.artifact import Artifact, Step
 from infra.errors import InputError
 from infra.fingerprint import fingerprint
+from infra.storage import location, read_json
 from pipeline.given import as_trained_with
 from pipeline.recipe import Recipe
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.sources.heldout import NONE_HELD, Heldout
 from tokenize_jobs.sources.listing import Images
+from tokenize_jobs.store.shards import MANIFEST
 from train.card import read_card
 from train.models.config import Model
 from tune.config import SamplingSweep
@@ -129,3 +131,17 @@ class Plan:
 def run_identity(steps: Mapping[str, Step]) -> str:
     """Return the identity of a recipe's run in MLflow: of all steps that do not depend on the server."""
     return fingerprint([step.fingerprint for name, step in steps.items() if name != "registration"])
+
+
+def lineage(recipe: Recipe, steps: Mapping[str, Step], evaluation: Artifact) -> dict[str, str]:
+    """Return the tags that say what a measured model was made from: of a latent store that was given, its manifest."""
+    made = {"mar.recipe": recipe.name, "mar.commit": evaluation.record["commit"]}
+    if "latents" in steps:
+        source = {name: of for name, of in steps["latents"].inputs.items() if name != "tokenizer"}
+        told = " ".join(map(" ".join, source.items()))
+        return {**made, "mar.latents": str(steps["latents"].path), "mar.source": told}
+    if not recipe.latents or recipe.checkpoint:  # a model that is given was not trained here
+        return made
+    store = location(recipe.latents)
+    digest = read_json(store / MANIFEST)["source"]["digest"]
+    return {**made, "mar.latents": str(store), "mar.source": f"images {digest[:16]}"}

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from upath import UPath
+
 from evaluate.metrics import frechet
 from evaluate.results import GRID, REPORT, EvaluationResult, ReconstructionResult
 from infra.artifact import Artifact
@@ -46,6 +48,11 @@ def say_links(pages: Iterable[tuple[str, str]], when: str = "") -> None:
     say(f"MLflow{when}:")
     for name, url in pages:
         say(f"  {name + ':':10}{url}")
+
+
+def served(uri: str, root: UPath) -> str:
+    """Return what has to be done first, in words, where no server shows the store at `uri`."""
+    return "" if uri.startswith("http") else f" (after `mar ui --compute.out {root}`)"
 
 
 def say_reconstruction(found: ReconstructionResult) -> None:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from evaluate.config import Sampling
+from evaluate.config import DiffusionSteps, Sampling
+from train.models.heads import TRAIN_TIMESTEPS
 from tune.config import effective
 from tune.results import Trial, ranked
 
 _LEAST = {"temperature": 0.0, "cfg_scale": 1.0, "top_k": 0, "top_p": 0.0}  # ends of their own: nothing lies below
+_MOST = {"top_p": 1.0, "max_timestep": TRAIN_TIMESTEPS - 1}  # nothing lies above
 _WIDENED = ("temperature", "cfg_scale")  # of the others, more costs more, or the model ends them
 
 
@@ -25,11 +27,11 @@ class Open:
     """The value to try next."""
 
     def __str__(self) -> str:
-        """Say it in words."""
-        if self.tried:
-            side = "above" if self.is_above else "below"
-            return f"{self.name} (best at {self.best:g}, none tried {side} it is worse beyond error)"
-        return f"{self.name} (best at {self.best:g}, the {'largest' if self.is_above else 'smallest'} tried)"
+        """Say it in words, with the flag that searches on."""
+        side, extreme, further = ("above", "largest", "larger") if self.is_above else ("below", "smallest", "smaller")
+        what = f"none tried {side} it is worse beyond error" if self.tried else f"the {extreme} tried"
+        remedy = f"{further} --tune.{self.name.replace('_', '-')}" + " or --tune.widen" * (self.name in _WIDENED)
+        return f"{self.name} (best at {self.best:g}, {what}: {remedy})"
 
 
 def open_sides(trials: Sequence[Trial], best: Sampling, names: Iterable[str], *, alike: bool = False) -> list[Open]:
@@ -45,24 +47,34 @@ def open_sides(trials: Sequence[Trial], best: Sampling, names: Iterable[str], *,
 
 
 def _open(name: str, trials: Sequence[Trial], mine: Trial, is_above: bool, alike: bool) -> Open | None:  # noqa: FBT001
-    value = getattr(mine.sampling, name)
-    if mine not in trials or not isinstance(value, int | float):  # step schedules have no order
+    trials = [trial for trial in trials if _number(trial, name) is not None]  # step schedules have no order
+    value = _number(mine, name)
+    if mine not in trials or value is None:
         return None
-    values = sorted({getattr(trial.sampling, name) for trial in trials})
+    chosen = {number: getattr(t.sampling, name) for t in trials if (number := _number(t, name)) is not None}
+    values = sorted(chosen)
     if len(values) < 2:
         return None
     outward = [of for of in values if of > value] if is_above else [of for of in reversed(values) if of < value]
     end, inner = (values[-1], values[-2]) if is_above else (values[0], values[1])
-    if not is_above and end <= _LEAST.get(name, -math.inf):
+    if end >= _MOST.get(name, math.inf) if is_above else end <= _LEAST.get(name, -math.inf):
         return None
     same = {t.sampling: t for t in trials}
-    slice_ = {of: same.get(replace(mine.sampling, **{name: of})) for of in outward}
-    best_with = {getattr(trial.sampling, name): trial for trial in reversed(ranked(trials))}
+    slice_ = {of: same.get(replace(mine.sampling, **{name: chosen[of]})) for of in outward}
+    best_with = {_number(trial, name): trial for trial in reversed(ranked(trials))}
     known = [slice_[of] or (None if alike else best_with[of]) for of in outward]
     if any(trial is not None and not trial.is_tied_with(mine) for trial in known):
         return None
     untried = (of for of in outward if slice_[of] is None)
     return Open(name, value, is_above, bool(outward), next(untried, _beyond(name, end, inner)))
+
+
+def _number(trial: Trial, name: str) -> float | None:
+    """Return the value of a setting that has an order: of diffusion steps, where they are as many in every step."""
+    value = getattr(trial.sampling, name)
+    if isinstance(value, DiffusionSteps):
+        return value.first if value.first == value.last else None
+    return value if isinstance(value, int | float) else None
 
 
 def _beyond(name: str, end: float, inner: float) -> float:

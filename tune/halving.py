@@ -44,6 +44,7 @@ class Training:
     """Of its checkpoint."""
     steps: int
     parameters: int
+    head_parameters: int
     log: str
     is_made: bool
     """Its checkpoint is there."""
@@ -181,7 +182,8 @@ class _Told(ray.tune.Callback):
             reason = f"{self.rule.metric} {value:.4g} was not among the best in {self.rule.reduction} at step {step}"
             self.stopped[place] = Stopped(
                 label=training.label, fields=dict(training.fields), checkpoint=training.identity,
-                parameters=training.parameters, step=step, value=value, reason=reason,
+                parameters=training.parameters, head_parameters=training.head_parameters, step=step, value=value,
+                reason=reason,
             )  # fmt: skip
             write_json(_stopped_path(self.out, training), canonical(self.stopped[place]))
         if place in self.stopped:

@@ -20,7 +20,8 @@ def write_models_page(results: Mapping[str, SweepResult], out: UPath) -> None:
 
 def models_speed(results: Mapping[str, SweepResult]) -> Figure:
     """Return each model's front, timed alone, with the autoregressive steps of its members."""
-    figure, axes = axes_of("seconds an image (sampler and decoder, timed alone)", next(iter(results.values())).metric)
+    at_once = " and ".join(map(str, sorted({result.timed_batch for result in results.values()})))
+    figure, axes = axes_of(f"seconds an image (timed alone, {at_once} at once)", next(iter(results.values())).metric)
     for name, result in results.items():
         seconds, distances = zip(*((timed.seconds_per_image, timed.fd) for timed in result.front), strict=True)
         axes.errorbar(seconds, distances, errors_of(result.front), marker="o", markersize=4, capsize=2, label=name)

@@ -107,7 +107,7 @@ class SweepResult(Result):
     tied: tuple[str, ...] = ()
     """Labels of others whose distance is the winner's within error."""
     edges: tuple[str, ...] = ()
-    """Ends of ranges, in words, that are not worse than the best: better values may lie beyond."""
+    """Ends of ranges that are not worse than the best, in words, and what searches beyond them."""
     front: tuple[Timed, ...] = ()
     """What is best at its speed, fastest first."""
     timed_batch: int = 0
@@ -137,7 +137,7 @@ class SweepResult(Result):
         if self.tied:
             parts.append(f"within error of {len(self.tied)} more")
         if self.edges:
-            parts.append(f"no optimum inside the range of {', '.join(self.edges)}: widen it")
+            parts.append(f"no optimum inside the range of {', '.join(self.edges)}")
         ends = Counter(trial.state for trial in self.unfinished)
         return "; ".join([*parts, *(f"{number} {state}" for state, number in ends.items())])
 

@@ -24,7 +24,7 @@ from infra.storage import location, write_json
 from train.card import content_digest
 from tune.config import SamplingSweep
 from tune.ends import beyond, open_sides
-from tune.front import front
+from tune.front import contenders, front
 from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, label, ranked
 from tune.search import Ended, Listed, Optuna, run_trials
 from tune.trial import Measurement, Work, read_trial, time_alone, timed_batch
@@ -113,8 +113,12 @@ def _searched(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers
     """Return how every planned trial ended, each setting once."""
     if sweep.search != "optuna":
         return _run_listed(sweep.planned(base), work, workers, out / "ray_tune", sweep.minutes)
-    search, progress = Optuna(sweep.axes(), base, sweep.trials, sweep.seed), Progress("sweep", sweep.trials, "trials")
-    ended = run_trials(search, Measurement(work), workers, out / "ray_tune", progress, sweep.minutes)
+    measure, progress = Measurement(work), Progress("sweep", sweep.trials, "trials")
+    search = Optuna(sweep.axes(), base, sweep.trials, sweep.seed, out / "asked.json")
+    search = search.going_on(lambda sampling: measure(sampling) if work.path(sampling).exists() else None)
+    progress.update(len(search.told))
+    ended = [Ended(search.at(config), "finished") for config, _ in search.told]
+    ended += run_trials(search, measure, workers, out / "ray_tune", progress, sweep.minutes)
     finished_last = sorted(ended, key=lambda trial: trial.state == "finished")
     return list({fingerprint(canonical(trial.sampling)): trial for trial in finished_last}.values())
 
@@ -126,7 +130,7 @@ def _run_listed(
     progress = Progress("sweep", len(planned), "trials")
     pending = tuple(sampling for sampling in planned if not work.path(sampling).exists())
     progress.update(len(planned) - len(pending))
-    ended = run_trials(Listed(pending), Measurement(work), workers, folder, progress, minutes) if pending else []
+    ended = run_trials(Listed(pending), Measurement(work), workers, folder, progress, minutes)
     by_setting = {trial.sampling: trial for trial in ended}
     return [by_setting.get(sampling, Ended(sampling, "finished")) for sampling in planned]
 
@@ -146,8 +150,8 @@ def _measured_again(best: Sequence[Trial], work: Work, workers: Workers, out: UP
 
 
 def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[Timed]:
-    """Return the front of speed against quality, its members timed one after the other in one process."""
-    members = [trials[place] for place in front([(trial.seconds_per_image, trial.fd) for trial in trials])]
+    """Return the front of speed against quality, what may be of it timed one after the other in one process."""
+    members = contenders(trials)
     remote = ray.remote(time_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus)
     seconds = ray.get(remote.remote(work, [trial.sampling for trial in members]))
     return [
@@ -178,10 +182,8 @@ def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, 
 
 
 def _edges(sweep: SamplingSweep, trials: Sequence[Trial], best: Sampling) -> tuple[str, ...]:
-    """Return in words where better ones may lie beyond what was tried, each setting once."""
-    axes = sweep.axes()
-    sides = {side.name: side for side in reversed(open_sides(trials, best, axes, alike=bool(sweep.widen)))}
-    return tuple(str(sides[name]) for name in axes if name in sides)
+    """Return in words where better ones may lie beyond what was tried, on each open side of each setting."""
+    return tuple(map(str, open_sides(trials, best, sweep.axes(), alike=bool(sweep.widen))))
 
 
 def _leave(result: SweepResult, folder: UPath, out: UPath) -> None:

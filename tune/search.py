@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ from evaluate.config import Sampling
 from evaluate.metrics import frechet
 from infra.cluster import Workers
 from infra.console import Progress
+from infra.storage import read_json, write_json
 from tune.config import effective
 
 Measure = Callable[[Sampling], Mapping[str, float]]
+Config = Mapping[str, int]
+"""Of a trial: places in lists."""
 SECONDS, STATE, REASON = "seconds_per_image", "state", "reason"
 
 
@@ -38,7 +41,7 @@ class Listed:
         """Return the number of trials."""
         return len(self.settings)
 
-    def at(self, config: Mapping[str, int]) -> Sampling:
+    def at(self, config: Config) -> Sampling:
         """Return the setting of a trial."""
         return self.settings[config["trial"]]
 
@@ -50,6 +53,10 @@ class Listed:
         """Return what Tune is told of the search."""
         return {}
 
+    def callbacks(self) -> list[ray.tune.Callback]:
+        """Return none: the list says it all."""
+        return []
+
 
 @dataclass(frozen=True)
 class Optuna:
@@ -59,13 +66,27 @@ class Optuna:
     base: Sampling
     trials: int
     seed: int
+    record: UPath | None = None
+    """File of what was asked for, by which the next driver goes on."""
+    told: tuple[tuple[Config, Mapping[str, float]], ...] = ()
+    """What a driver before asked for, and its numbers: Optuna learns of it, and it is not run again."""
+    begun: tuple[Config, ...] = ()
+    """What a driver before only began: it comes first."""
     objectives: tuple[str, ...] = (frechet.NAME, SECONDS)
 
     def __len__(self) -> int:
-        """Return the number of trials."""
-        return self.trials
+        """Return the number of trials that are still to be run."""
+        return self.trials - len(self.told)
 
-    def at(self, config: Mapping[str, int]) -> Sampling:
+    def going_on(self, measured: Callable[[Sampling], Mapping[str, float] | None]) -> "Optuna":
+        """Return the search that goes on from its record; `measured` has the numbers of what is measured already."""
+        asked = read_json(self.record) if self.record is not None and self.record.exists() else []
+        found = [(config, measured(self.at(config))) for config in asked]
+        told = tuple((config, numbers) for config, numbers in found if numbers is not None)
+        begun = [config for config, numbers in found if numbers is None]
+        return replace(self, told=told, begun=tuple(of for place, of in enumerate(begun) if of not in begun[:place]))
+
+    def at(self, config: Config) -> Sampling:
         """Return the setting of a trial."""
         return effective(replace(self.base, **{name: of[config[name]] for name, of in self.axes.items()}))
 
@@ -82,8 +103,23 @@ class Optuna:
         places = {name: list(range(len(values))) for name, values in self.axes.items()}
         space = {name: optuna.distributions.CategoricalDistribution(of) for name, of in places.items()}
         objectives = list(self.objectives)
-        search = OptunaSearch(space, metric=objectives, mode=["min"] * len(objectives), seed=self.seed)
-        return {"search_alg": search, "num_samples": self.trials}
+        storage, name = optuna.storages.InMemoryStorage(), "sweep"
+        study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(objectives))
+        study.add_trials([
+            optuna.trial.create_trial(
+                params=dict(config), distributions=space, values=[numbers[of] for of in objectives]
+            ) for config, numbers in self.told
+        ])  # fmt: skip
+        search = OptunaSearch(
+            space, metric=objectives, mode=["min"] * len(objectives), storage=storage, study_name=name,
+            points_to_evaluate=[dict(config) for config in self.begun],
+            seed=self.seed + len(self.told) + len(self.begun),  # with the same, the first draws would come again
+        )  # fmt: skip
+        return {"search_alg": search, "num_samples": len(self)}
+
+    def callbacks(self) -> list[ray.tune.Callback]:
+        """Return what writes the record."""
+        return [] if self.record is None else [_Asked(self.record, [config for config, _ in self.told])]
 
 
 def run_trials(
@@ -94,6 +130,8 @@ def run_trials(
     After so many minutes none is begun any more; 0 sets no limit. A failing trial is tried once more in a new process,
     and stops no other.
     """
+    if not len(search):
+        return []
     deadline = time.time() + minutes * 60 if minutes else math.inf
     trainable = ray.tune.with_parameters(_trial, search=search, measure=measure, deadline=deadline, minutes=minutes)
     results = ray.tune.Tuner(
@@ -103,7 +141,7 @@ def run_trials(
         run_config=ray.tune.RunConfig(
             name=out.name, storage_path=str(out.parent), verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=1),
-            callbacks=[_Told(progress, progress.total - len(search))],
+            callbacks=[_Told(progress, progress.total - len(search)), *search.callbacks()],
         ),
     ).fit()  # fmt: skip
     return [_ended(search, result) for result in results]
@@ -123,6 +161,18 @@ def _trial(config: dict[str, Any], search: Listed | Optuna, measure: Measure, de
         ray.tune.report({**numbers, STATE: "stopped", REASON: f"not begun within {minutes:g} minutes"})
         return
     ray.tune.report({**measure(search.at(config)), STATE: "finished", REASON: ""})
+
+
+class _Asked(ray.tune.Callback):
+    """Writes down what was asked for, as soon as it is begun."""
+
+    def __init__(self, record: UPath, asked: Sequence[Config]) -> None:
+        self.record, self.asked = record, [*asked]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401, ARG002
+        if not trial.num_failures:  # a second try was asked for once
+            self.asked.append(trial.config)
+            write_json(self.record, self.asked)
 
 
 class _Told(ray.tune.Callback):

@@ -34,6 +34,8 @@ class Trained:
     """(step, loss on held-out images) at its checkpoints."""
     fields: dict[str, str] = field(default_factory=dict)
     """What of the recipe it replaced, by dotted name."""
+    head_parameters: int = 0
+    """Of the parameters, those of the head."""
 
     def is_tied_with(self, other: "Trained") -> bool:
         """Tell whether the distances of both differ by less than two standard errors of a difference."""
@@ -56,6 +58,8 @@ class Stopped:
     """(step, loss on held-out images) at its checkpoints."""
     fields: dict[str, str] = field(default_factory=dict)
     """What of the recipe it replaced, by dotted name."""
+    head_parameters: int = 0
+    """Of the parameters, those of the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +110,13 @@ class TrainingSweepResult(Result):
     def table(self) -> str:
         """Return what a person compares: sizes, distances, seconds, and how the others ended."""
         rows = [
-            (t.label, f"{t.parameters:,}", f"{t.fd:.4g} ± {t.error:.2g}", f"{t.seconds_per_image:.4g}", _last(t.curve))
+            (t.label, *_sizes(t), f"{t.fd:.4g} ± {t.error:.2g}", f"{t.seconds_per_image:.4g}", _last(t.curve))
             for t in self.trials
         ]
-        rows += [(t.label, f"{t.parameters:,}", f"stopped at step {t.step}", "", _last(t.curve)) for t in self.stopped]
-        rows += [(t.label, "", f"failed: {t.reason}", "", "") for t in self.failed]
-        return table(rows, ("training", "parameters", self.metric, "seconds an image", self.stopping_metric or "loss"))
+        rows += [(t.label, *_sizes(t), f"stopped at step {t.step}", "", _last(t.curve)) for t in self.stopped]
+        rows += [(t.label, "", "", f"failed: {t.reason}", "", "") for t in self.failed]
+        sizes = ("of the head", "parameters")
+        return table(rows, ("training", *sizes, self.metric, "seconds an image", self.stopping_metric or "loss"))
 
     def report(self, path: UPath) -> Report:
         """Return the best number, the figures, and every planned training as a run of its own."""
@@ -130,7 +135,7 @@ class TrainingSweepResult(Result):
         )  # fmt: skip
 
     def _finished(self, trial: Trained) -> Report:
-        numbers = {"parameters": trial.parameters, "loss": trial.loss, "seconds_per_image": trial.seconds_per_image}
+        numbers = {"loss": trial.loss, "seconds_per_image": trial.seconds_per_image, **_counted(trial)}
         return Report(
             metrics={frechet.NAME: trial.fd, ERROR: trial.error, **numbers}, params=trial.fields,
             tags={"metric": self.metric, "state": "finished", **self.conditions.tags}, curves=self._curves(trial),
@@ -138,7 +143,7 @@ class TrainingSweepResult(Result):
 
     def _stopped(self, trial: Stopped) -> Report:
         return Report(
-            metrics={"parameters": trial.parameters}, params=trial.fields, curves=self._curves(trial),
+            metrics=_counted(trial), params=trial.fields, curves=self._curves(trial),
             tags={"state": f"stopped at step {trial.step}", "reason": trial.reason},
         )  # fmt: skip
 
@@ -148,6 +153,15 @@ class TrainingSweepResult(Result):
 
 def _failed(trial: FailedTraining) -> Report:
     return Report(params=trial.fields, tags={"state": "failed", "reason": trial.reason})
+
+
+def _counted(trial: Trained | Stopped) -> dict[str, float]:
+    """Return the numbers of parameters that are known: of the head, earlier sweeps counted none."""
+    return {"parameters": trial.parameters} | ({"head_parameters": of} if (of := trial.head_parameters) else {})
+
+
+def _sizes(trial: Trained | Stopped) -> tuple[str, str]:
+    return f"{trial.head_parameters:,}" if trial.head_parameters else "", f"{trial.parameters:,}"
 
 
 def _last(curve: Curve) -> str:

@@ -116,8 +116,8 @@ def _measured(training: Training, checkpoint: CheckpointResult, metric: str, mea
     statistics = real.set.statistics
     return Trained(
         label=training.label, fields=dict(training.fields), checkpoint=training.identity,
-        parameters=checkpoint.parameters, loss=checkpoint.last.get("loss", math.nan),
-        curve=_curve(training.log, metric),
+        parameters=checkpoint.parameters, head_parameters=training.head_parameters,
+        loss=checkpoint.last.get("loss", math.nan), curve=_curve(training.log, metric),
         fd=round(frechet.frechet_distance(of.statistics, statistics), 4),
         error=round(frechet_error(of.features, statistics.mean, statistics.covariance), 4),
         seconds_per_image=round(seconds, 6), train_steps=checkpoint.train_steps,

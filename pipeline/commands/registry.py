@@ -53,11 +53,14 @@ def main(words: list[str]) -> None:
 
 
 def _list(client: "MlflowClient", names: list[str]) -> None:
-    models = names or [model.name for model in client.search_registered_models()]
-    if not models:
+    registered = [model.name for model in client.search_registered_models()]
+    if not registered and not names:
         raise InputError("no model is registered yet: `mar run` a recipe first")
-    for name in models:
-        _list_model(client, name)
+    for name in names or registered:
+        if name in registered and not client.search_model_versions(f"name = '{name}'"):  # its versions were deleted
+            say(f"{name}\n  no versions\n")
+        else:
+            _list_model(client, name)
 
 
 def _list_model(client: "MlflowClient", name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from evaluate.config import DuringTraining
 from evaluate.networks import Classifier, Features
+from infra.artifact import Step
 from infra.cluster import Compute
 from infra.errors import InputError
 from infra.fingerprint import canonical, with_absolute_files
@@ -170,6 +172,22 @@ def test_store_that_is_given_is_trained_on_and_its_content_identifies_the_checkp
     recipe = replace(recipe, latents=stores[0], reference=emoji_32().reference)
     swept = identities(replace(recipe, tune=HeadSweep(width=(8, 16))), images, tmp_path)
     assert swept["checkpoint"] == one["checkpoint"]  # trials are trained on it too
+
+
+def test_version_of_a_model_that_was_trained_on_a_given_store_says_which_and_of_what_images(
+    images, tmp_path, monkeypatch
+):
+    store = store_of(tmp_path / "store", PlainLatents(3, 16, 16), ["cat", "dog"])
+    monkeypatch.setattr("pipeline.registry.register", lambda candidate, *_: candidate)
+    found = SimpleNamespace(fingerprint="e", path=tmp_path, result=None, record={"commit": "0123abc"})
+    monkeypatch.setattr(Step, "find", lambda step: found if step.name == "evaluation" else None)
+    for latents in (store, ""):
+        made = plan(replace(imagenet_256_mar_b(), latents=latents), images, tmp_path)
+        told = made.steps["registration"].make(location(tmp_path)).lineage
+        assert set(told) == {"mar.recipe", "mar.model", "mar.commit", "mar.latents", "mar.source"}
+        assert told["mar.latents"] == (latents or str(made.path("latents")))
+        assert told["mar.source"] == f"images {'d' * 16}" if latents else told["mar.source"].startswith("images ")
+        assert told["mar.model"] == str(made.path("checkpoint"))
 
 
 def test_sweep_that_stops_by_a_loss_that_no_training_reports_is_refused(images, tmp_path):

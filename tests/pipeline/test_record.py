@@ -1,19 +1,24 @@
 """What goes to MLflow: each step once, at most so many points a curve, the few parameters that tell runs apart."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
 from infra.artifact import Step
+from infra.cluster import Compute
 from infra.errors import InputError
 from infra.result import Result
 from infra.storage import location
 from infra.tracking import Tracker
 from pipeline.recipes import RECIPES, emoji_32
 from pipeline.record import MOST_POINTS, LiveMetrics, Thinned, told_apart
-from pipeline.run import _is_recorded_whole, _made_and_recorded
+from pipeline.results import RegistrationResult
+from pipeline.run import _made_and_recorded, _recorded_whole
+from pipeline.run import run as run_recipe
+from pipeline.steps import Plan
 from train.results import GRIDS
 
 
@@ -88,6 +93,9 @@ class Made(Result):
     n: int = 1
 
 
+REGISTERED = RegistrationResult(name="mar-s", version=3, alias="champion")
+
+
 def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_is_recorded_by_the_next_run(
     tmp_path, monkeypatch, free_port, capsys
 ):
@@ -99,9 +107,10 @@ def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_i
     def step(name, client):
         def make(_):
             tracker.client = client
-            return Made()
+            return REGISTERED if name == "registration" else Made()
 
-        return Step(root=location(tmp_path), name=name, label="s", config=None, inputs={}, make=make, result=Made)
+        result = RegistrationResult if name == "registration" else Made
+        return Step(root=location(tmp_path), name=name, label="s", config=None, inputs={}, make=make, result=result)
 
     steps = [step("latents", there), step("checkpoint", away), step("evaluation", there), step("registration", away)]
     with pytest.raises(InputError, match=r"recorded at sqlite:.* checkpoint; the same command"):
@@ -111,10 +120,32 @@ def test_step_made_while_the_store_is_away_stops_no_other_but_registration_and_i
     with pytest.raises(InputError, match="registration; the same command"):
         _made_and_recorded(steps, tracker, run)
     assert steps[-1].find() is not None
-    assert not _is_recorded_whole(steps[-1])  # so that the next run goes on
+    assert not _recorded_whole(steps)  # so that the next run goes on
     tracker.client = there
-    done = _made_and_recorded(steps, tracker, run)
+    done, pages = _made_and_recorded(steps, tracker, run)
     assert [of.was_cached for of in done.values()] == [True, True, True, True]
     recorded = sorted(child.info.run_name for child in tracker.children(run))
     assert recorded == sorted(step.name for step in steps)
-    assert _is_recorded_whole(steps[-1])
+    assert _recorded_whole(steps) == pages
+    assert not _recorded_whole(
+        [replace(steps[0], inputs={"of": "another run"}), *steps[1:]]
+    )  # of the same registration
+
+
+def test_run_whose_steps_are_all_made_and_recorded_prints_the_links_of_the_first_without_asking_the_store(
+    tmp_path, monkeypatch, capsys
+):
+    step = Step(location(tmp_path), "registration", "s", None, {}, lambda _: REGISTERED, RegistrationResult)
+    plan = Plan(emoji_32(), location(tmp_path), {"registration": step})
+    monkeypatch.setattr("pipeline.run.planner", lambda *_, **__: SimpleNamespace(plan=lambda: plan))
+
+    def links_printed():
+        run_recipe(plan.recipe, Compute(out=str(tmp_path)))
+        return [line for line in capsys.readouterr().out.splitlines() if "://" in line or line.startswith("MLflow")]
+
+    first = links_printed()
+    assert first[0] == f"MLflow (after `mar ui --compute.out {tmp_path}`):"
+    assert any(line.endswith("/#/models/mar-s/versions/3") for line in first)
+    with monkeypatch.context() as none:
+        none.setattr("infra.tracking.Tracker", None)
+        assert links_printed() == first

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from upath import UPath
 
 from infra.errors import InputError
+from infra.tracking import Tracker
+from pipeline.commands.registry import _list
 from pipeline.promotion import differing, is_better, ranked
 from pipeline.registry import _gather, register
 from tests.pipeline.registered import CONDITIONS, candidate, registered
@@ -107,6 +109,24 @@ def test_registry_that_cannot_be_reached_is_one_line_and_code_2(mar_here, tmp_pa
         assert "nothing answers there" in away.stderr
         assert "no runs are recorded there" in missing.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_registered_name_without_versions_is_listed_as_empty_and_stops_no_other(tmp_path, capsys):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", UPath(tmp_path))
+    run = tracker.open("small", "run")
+    for name in ("another", "empty", "small"):
+        tracker.client.create_registered_model(name)
+    tags_of = {**tags(50, 1), "metric": "FD"}
+    tracker.client.create_model_version("small", f"{tmp_path}/model", run, tags=tags_of)
+    _list(tracker.client, [])
+    listed = capsys.readouterr().out.split()
+    assert listed[: listed.index("small")] == ["another", "no", "versions", "empty", "no", "versions"]
+    assert "@" not in listed
+    assert run in listed
+    _list(tracker.client, ["empty"])
+    assert capsys.readouterr().out.split() == ["empty", "no", "versions"]
+    with pytest.raises(InputError, match="registered model emty: there is none"):
+        _list(tracker.client, ["emty"])
 
 
 def test_package_has_the_weights_that_were_measured(tmp_path):

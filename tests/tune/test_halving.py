@@ -51,8 +51,8 @@ class Falling:
 def trainings(folder, floors, **of):
     return [
         Training(
-            label=f"floor {floor}", fields={}, subject=SUBJECT, identity=f"floor{floor}", steps=36, parameters=1,
-            log=str(folder / f"{floor}.jsonl"), is_made=False, make=Falling(str(folder / f"{floor}.jsonl"), floor, **of),
+            label=f"floor {floor}", fields={}, subject=SUBJECT, identity=f"floor{floor}", steps=36, parameters=2,
+            head_parameters=1, log=str(folder / f"{floor}.jsonl"), is_made=False, make=Falling(str(folder / f"{floor}.jsonl"), floor, **of),
         )
         for floor in floors
     ]  # fmt: skip

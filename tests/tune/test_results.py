@@ -22,6 +22,10 @@ CONDITIONS = Conditions(
 )  # fmt: skip
 
 
+TEMPERATURE = "--tune.temperature or --tune.widen"
+LARGEST_CFG = "cfg_scale (best at 5, the largest tried: larger --tune.cfg-scale or --tune.widen)"
+
+
 def trial(sampling, fd, error=0.1, images=64, seconds=1.0):
     return Trial(
         label=label(sampling), sampling=sampling, numbers={"fd": fd, "fd_error": error}, images=images, seed=0,
@@ -49,8 +53,8 @@ def test_winner_is_the_setting_of_the_smallest_distance_and_nothing_is_doubted_i
 
 @pytest.mark.parametrize(
     ("temperature", "cfg", "ends"),
-    [(0.5, 3.0, ("temperature (best at 0.9, the smallest tried)",)), (1.0, 9.0, ("cfg_scale (best at 5, the largest tried)",)),
-     (1.0, -3.0, ()), (9.0, 9.0, ("temperature (best at 1.1, the largest tried)", "cfg_scale (best at 5, the largest tried)"))],
+    [(0.5, 3.0, (f"temperature (best at 0.9, the smallest tried: smaller {TEMPERATURE})",)), (1.0, 9.0, (LARGEST_CFG,)), (1.0, -3.0, ()),
+     (9.0, 9.0, (f"temperature (best at 1.1, the largest tried: larger {TEMPERATURE})", LARGEST_CFG))],
 )  # fmt: skip
 def test_best_on_the_edge_of_its_range_is_no_optimum_and_is_said(temperature, cfg, ends):
     result = found(bowl(temperature, cfg))
@@ -60,7 +64,37 @@ def test_best_on_the_edge_of_its_range_is_no_optimum_and_is_said(temperature, cf
 
 def test_end_that_is_within_error_of_the_best_is_said():
     flat = found(lambda s: 2 + (s.temperature - 1) ** 2 * 100 + 0.01 * (s.cfg_scale - 3) ** 2)
-    assert flat.edges == ("cfg_scale (best at 3, none tried above it is worse beyond error)",)
+    (told,) = flat.edges
+    assert told.startswith("cfg_scale (best at 3, none tried above it is worse beyond error: larger --tune.cfg-scale")
+
+
+def test_both_sides_of_a_setting_that_makes_no_difference_are_said():
+    flat = found(lambda s: 2 + (s.cfg_scale - 3) ** 2)
+    assert [told.partition(":")[0] for told in flat.edges] == [
+        "temperature (best at 0.9, the smallest tried", "temperature (best at 0.9, none tried above it is worse beyond error"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("best", "end"), [(5, "smallest tried: smaller"), (20, "largest tried: larger"), (10, None)])
+def test_ends_of_numbers_of_diffusion_steps_are_said_whatever_schedules_are_tried_beside_them(best, end):
+    sweep = replace(SWEEP, temperature=(), cfg_scale=(), diffusion_steps=(5, 10, 20), step_schedules=((5, 20),))
+    result = found(
+        lambda s: 2 + abs(s.diffusion_steps.first - best) + 3 * (s.diffusion_steps.last - s.diffusion_steps.first),
+        sweep,
+    )
+    told = (f"diffusion_steps (best at {best}, the {end} --tune.diffusion-steps)",) if end else ()
+    assert result.edges == told
+
+
+@pytest.mark.parametrize(("name", "values"), [("top_p", (0.8, 0.9, 1.0)), ("max_timestep", (900, 950, 999))])
+def test_nothing_lies_above_what_is_the_most_there_can_be(name, values):
+    sweep = replace(SWEEP, temperature=(), cfg_scale=(), **{name: values})
+    assert found(lambda s: -100 * getattr(s, name), sweep).edges == ()
+    assert (
+        found(lambda s: 100 * getattr(s, name), sweep)
+        .edges[0]
+        .startswith(f"{name} (best at {values[0]:g}, the smallest")
+    )
 
 
 def read(distance):
@@ -93,7 +127,7 @@ def test_widening_ends_with_its_budget_or_where_nothing_beyond_finishes_and_the_
     ended = widened(planned, sweep, read(bowl(9.0, 90.0)), all_end(state))
     assert len(ended) == len(planned) + further
     result = result_of(sweep, Measured(read(bowl(9.0, 90.0))(ended), (), ended, ()), CONDITIONS, 64)
-    assert len(result.edges) == 2
+    assert {told.partition(" ")[0] for told in result.edges} == {"temperature", "cfg_scale"}
     assert len(result.unfinished) == (further if state == "failed" else 0)
 
 

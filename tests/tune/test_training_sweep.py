@@ -11,7 +11,8 @@ from infra.stages import ElasticStage
 from pipeline.plan import Planner
 from pipeline.recipe import with_fields
 from pipeline.recipes import emoji_32
-from pipeline.trainings import planned_trainings, rule_of
+from pipeline.steps import Plan
+from pipeline.trainings import planned_trainings, rule_of, trainings_of
 from tune.config import FieldSweep, HeadSweep, NoSweep
 
 
@@ -67,6 +68,22 @@ def test_trainings_are_told_apart_by_what_each_of_them_reports(variances, reduct
     if len(variances) > 1:
         with pytest.raises(InputError, match="across kinds of heads"):
             rule_of(planned, replace(sweep, reduction=3), is_held_out=True)
+
+
+def test_trainings_know_how_many_parameters_are_the_heads(tmp_path, monkeypatch):
+    compute = Compute(out=str(tmp_path))
+
+    def plan(recipe):
+        return Planner(recipe, compute).plan()
+
+    monkeypatch.setattr(Plan, "until", lambda *_: [None])  # nothing is made
+    sweep = HeadSweep(width=(32, 64), depth=(2,))
+    planned = planned_trainings(
+        emoji_32(), sweep, plan(emoji_32()).steps["reference"].fingerprint, ElasticStage(), plan
+    )
+    narrow, wide = trainings_of(planned, 32, compute, ())
+    assert 0 < narrow.head_parameters < wide.head_parameters < wide.parameters
+    assert narrow.parameters - narrow.head_parameters == wide.parameters - wide.head_parameters
 
 
 @pytest.mark.parametrize(
