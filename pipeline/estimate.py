@@ -62,6 +62,7 @@ def estimate(recipe: Recipe, compute: Compute, last: str, again: tuple[str, ...]
             [name for name, e in found.items() if e.state != "cached"],
             compute.train.workers,
             compute.train.most_workers,
+            compute.train.gpus,
         )
     except InputError as error:
         return f"{text}\n\nrefused as it stands: {error}"

@@ -39,7 +39,7 @@ def run(
     uri, steps = tracking_uri(compute, plan.root), plan.until(last)
     pending = [step.name for step in steps if not step.find()]
     if pending:
-        plan.check(pending, compute.train.workers, compute.train.most_workers)
+        plan.check(pending, compute.train.workers, compute.train.most_workers, compute.train.gpus)
         check_tracking(uri)
     is_done = not pending and _is_recorded_whole(steps[-1])
     done, pages = (_all_cached(steps), []) if is_done else _run(plan, steps, compute, uri, live)

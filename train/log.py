@@ -57,7 +57,8 @@ class Log:
             "images_per_second": round(images / max(seconds, 1e-9), 2),
             "mfu": round(images / max(seconds, 1e-9) / self._most, 4),
             "data_seconds": round(self._waited, 3), "checkpoint_seconds": round(self._saving, 3),
-            "peak_memory_gib": round(_peak_memory(self._device) / _GIB, 3), "workers": self._workers, "time": time.time(),
+            "peak_memory_gib": round(_peak_memory(self._device) / _GIB, 3), "workers": self._workers,
+            "time": time.time(),
         }  # fmt: skip
         try:
             append(self._path, line)
