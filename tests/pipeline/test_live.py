@@ -63,3 +63,11 @@ def test_killed_workers_and_drivers_double_no_point_and_lose_none(seed, tmp_path
         assert len(points) <= MOST, name
     assert server.points["train/loss"][-1] == steps
     assert np.diff([0, *server.points["train/loss"]]).max() <= 2 * stride + every
+
+
+def test_step_that_is_logged_again_after_its_worker_was_killed_has_no_second_point():
+    server = Server()
+    lines = [{"step": step, "time": 0.0, "loss": 1.0} for step in (80, 100)] + [{"step": 60, "time": 0.0, "skipped": 1}]
+    for _ in range(2):
+        server.history("run", lines)
+    assert server.points == {"train/loss": [80, 100], "train/skipped": [60]}
