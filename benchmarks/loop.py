@@ -3,7 +3,7 @@
     python -m benchmarks.loop
 
 Trains a small model with steps of some 50 ms on one core, as `mar train` does and in a plain loop before and after it,
-and once by two workers. Prints Markdown.
+and once by two workers. Prints Markdown, each row when it is measured; some three minutes on two cores.
 """
 
 import statistics
@@ -11,7 +11,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +34,14 @@ from train.config import Train
 from train.ema import EMA
 from train.loop import Data
 from train.models.build import build_model
-from train.models.config import mar_base, tiny
+from train.models.config import Model, mar_base, tiny
 from train.optimizer import Optimization
 from train.progress import snapshot
 from train.results import LOG
 from train.step import training_step
 from train.trainer import train
 
-IMAGES, STEPS, WARM = 2000, 400, 100
+IMAGES, STEPS, WARM = 2000, 300, 60
 CONFIG = Train(
     model=tiny(32, 1, 2, 32, 1), train_steps=STEPS, batch_size=2, micro_batch=1, lr=1e-4, warmup_steps=10,
     precision="fp32", checkpoint_every=STEPS, log_every=20,
@@ -57,32 +60,42 @@ def store_of(folder: Path) -> str:
     return str(folder)
 
 
-def plain_seconds(store: str) -> float:
-    """Return the seconds of a step in a loop without Ray, log or checkpoint."""
+def plain_seconds(store: str, config: Train = CONFIG, warm: int = WARM) -> float:
+    """Return the seconds of a step in a loop without Ray, log or checkpoint: the median, as `trained` has it."""
     torch.set_num_threads(1)
-    latents, model = LatentStore(store), build_model(CONFIG.on(KL16, 4)).train()
-    ema, optimization = EMA(model, CONFIG.ema_decay), Optimization(model, CONFIG)
+    latents, model = LatentStore(store), build_model(config.on(KL16, 4)).train()
+    ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
     times = [time.perf_counter()]
-    with made_ahead(lambda step: step_inputs(latents, model.config, CONFIG, step), range(STEPS), 4) as ahead:
+    inputs_of = partial(step_inputs, latents, model.config, config)
+    with made_ahead(inputs_of, range(config.train_steps), 4) as ahead:
         for _, inputs in ahead:
             training_step(model, model, ema, optimization, inputs)
             times.append(time.perf_counter())
-    return (times[-1] - times[WARM]) / (STEPS - WARM)
+    marks = times[warm :: config.log_every]
+    return statistics.median(after - before for before, after in pairwise(marks)) / config.log_every
 
 
 def trained(store: str, out: Path, workers: int) -> tuple[float, float]:
     """Train as `mar train` does; returns the seconds of a step, and the share of the time that data was waited for."""
     stage = ElasticStage(workers=workers, cpus=1)
     train(CONFIG, Data(location(store)), location(out), Compute(out=str(out), train=stage), lambda _: None)
-    lines = [line for line in logged(out / LOG) if WARM <= line["step"] < STEPS]
-    spent = lines[-1]["time"] - lines[0]["time"]
+    return of_log(logged(out / LOG))
+
+
+def of_log(lines: list[dict[str, Any]], warm: int = WARM) -> tuple[float, float]:
+    """Return what `trained` does, from a log's lines after the warm-up but the last, which has a checkpoint."""
+    lines = [line for line in lines if line["step"] >= warm][:-1]
+    steps = [(after["time"] - before["time"]) / (after["step"] - before["step"]) for before, after in pairwise(lines)]
     waited = sum(line["data_seconds"] for line in lines[1:])
-    return spent / (lines[-1]["step"] - lines[0]["step"]), waited / spent
+    return statistics.median(steps), waited / (lines[-1]["time"] - lines[0]["time"])
 
 
-def stalls() -> tuple[float, list[float]]:
-    """Return GB of MAR-B's state, and the seconds in which a checkpoint holds its training up: the first, and later."""
-    model = build_model(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
+def stalls(shape: Model) -> tuple[float, list[float]]:
+    """Return GB of a model's state, and the seconds in which a checkpoint holds its training up: the first, and later.
+
+    What is asynchronous is all but the copy to the host's memory, which is measured.
+    """
+    model = build_model(shape)
     parts = model, EMA(model, 0.9), Optimization(model, CONFIG)
     pieces, times = None, []
     for _ in range(4):
@@ -103,7 +116,7 @@ def main() -> None:
     """Print the table."""
     quiet_environment()
     say(f"{conditions()}\n\n| what | ratio | figures |\n|---|---|---|")
-    size, (first, *later) = stalls()
+    size, (first, *later) = stalls(mar_base().on(latent_size=16, latent_channels=16, num_classes=1000))
     say(
         f"| checkpoint of MAR-B, held up | - | {size:.1f} GB: {statistics.median(later):.2f} s, the first {first:.2f} |"
     )
@@ -111,11 +124,13 @@ def main() -> None:
         store = store_of(root / "store")
         before = plain_seconds(store)
         with connected(Compute(out=str(root))):
-            (one, waited), (two, _) = (trained(store, root / str(workers), workers) for workers in (1, 2))
-        plain = statistics.mean((before, plain_seconds(store)))
-    say(f"| step under Ray against a plain loop | {one / plain:.3f}x | {1e3 * one:.1f} against {1e3 * plain:.1f} ms |")
-    say(f"| waiting for data, of the time | {waited:.2%} | |")
-    say(f"| two workers of one core against one | {one / two:.2f}x | {1e3 * two:.1f} against {1e3 * one:.1f} ms |")
+            one, waited = trained(store, root / "1", 1)
+            plain = statistics.mean((before, after := plain_seconds(store)))
+            figures = f"{1e3 * one:.1f} against {1e3 * before:.1f} and {1e3 * after:.1f} ms"
+            say(f"| step under Ray against a plain loop before and after | {one / plain:.3f}x | {figures} |")
+            say(f"| waiting for data, of the time | {waited:.2%} | |")
+            two, _ = trained(store, root / "2", 2)
+        say(f"| two workers of one core against one | {one / two:.2f}x | {1e3 * two:.1f} against {1e3 * one:.1f} ms |")
 
 
 if __name__ == "__main__":

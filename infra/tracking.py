@@ -162,7 +162,7 @@ class Tracker:
         for start in range(0, len(points), _BATCH):
             self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
         if lines:
-            self._last_steps[run_id] = int(lines[-1]["step"])
+            self._last_steps[run_id] = max(int(line["step"]) for line in lines)  # a killed worker logs steps again
 
     def _last_step(self, run_id: str) -> int:
         """Return the last step whose metrics the run has, or -1."""

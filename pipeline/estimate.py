@@ -70,6 +70,7 @@ def estimate(
             [name for name, e in found.items() if e.state != "cached"],
             compute.train.workers,
             compute.train.most_workers,
+            compute.train.gpus,
         )
     except InputError as error:
         return f"{text}\n\nrefused as it stands: {error}"

@@ -19,7 +19,7 @@ from infra.follow import logged
 from infra.result import Report
 from pipeline.recipe import Recipe
 from pipeline.recipes import RECIPES
-from train.results import GRIDS
+from train.results import GRIDS, LOG
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, and a cached answer needs none
     from infra.tracking import Tracker
@@ -125,8 +125,12 @@ class LiveMetrics:
         self.thinned = Thinned(1)
 
     def follow(self, tracker: "Tracker", parent: str, step: Step, commit: str, steps: int) -> None:
-        """Send what comes, of `steps` steps in all, to the run of `step` below `parent`."""
+        """Send what comes, of `steps` steps in all, to the run of `step` below `parent`.
+
+        And first what an earlier process logged and did not send: what it sent is thinned as it was.
+        """
         self.target, self.thinned = (tracker, parent, step, commit), Thinned(steps)
+        self.lines = self.thinned.of(logged(Path(str(step.path)) / LOG))
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Take a line of the log: of a step, or what was measured of a checkpoint, which ends after later steps."""

@@ -40,7 +40,7 @@ def run(
     uri, steps = tracking_uri(compute, plan.root), plan.until(last)
     pending = [step.name for step in steps if not step.find()]
     if pending:
-        plan.check(pending, compute.train.workers, compute.train.most_workers)
+        plan.check(pending, compute.train.workers, compute.train.most_workers, compute.train.gpus)
         check_tracking(uri)
     pages = [] if pending else _recorded_whole(steps)
     done, pages = (_all_cached(steps), pages) if pages else _run(plan, steps, compute, uri, live)

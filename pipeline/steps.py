@@ -89,7 +89,7 @@ class Plan:
         unasked = {"reference"} if last == "checkpoint" and not self.recipe.evaluate.meanwhile.every else set()
         return [self.steps[name] for name in names[: names.index(last) + 1] if name not in unasked]
 
-    def check(self, pending: Collection[str], workers: int, most_workers: int = 0) -> None:
+    def check(self, pending: Collection[str], workers: int, most_workers: int = 0, gpus: float | None = None) -> None:
         """Raise InputError for what the steps `pending` would refuse, before days of training."""
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
         if {"reference", "sweep", "evaluation", "reconstruction"} & set(pending):
@@ -102,7 +102,7 @@ class Plan:
             return
         if "checkpoint" in pending:
             recipe.train.check(self.model)
-            recipe.train.check_workers(workers, most_workers)
+            recipe.train.check_workers(workers, most_workers, gpus)
             self._check_start(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)

@@ -80,8 +80,16 @@ class Train:
         """Return how many workers the batch can keep busy."""
         return self.batch_size // max(self.micro_batch, 1)
 
-    def check_workers(self, workers: int, most: int = 0) -> None:
-        """Raise InputError unless each of this many workers, or of up to `most`, has its part of the batch."""
+    def check_workers(self, workers: int, most: int = 0, gpus: float | None = None) -> None:
+        """Raise InputError unless each of this many workers, or of up to `most`, has its part of the batch.
+
+        And `gpus` of its own, where it is said how many: between two on one GPU nothing is exchanged (NCCL refuses it).
+        """
+        if gpus and gpus % 1 and max(workers, most) > 1:
+            raise InputError(
+                f"--compute.train.gpus {gpus:g}: {max(workers, most)} workers of one training cannot share a GPU; give "
+                "each a whole one, or take one: --compute.train.workers 1"
+            )
         if self.batch_size < 1 or self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
             raise InputError(
                 f"--train.micro-batch {self.micro_batch} does not divide --train.batch-size {self.batch_size}"

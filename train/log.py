@@ -23,20 +23,21 @@ class Log:
     """Appends lines that tell where the time went since the one before; a full disk costs lines, not the training."""
 
     def __init__(
-        self, path: Path, start: int, batch_size: int, most_images_per_second: float, workers: int = 1
+        self, path: Path, start: int, batch_size: int, most_images_per_second: float, device: torch.device, workers: int
     ) -> None:
         """`most_images_per_second` are those of devices that did nothing but multiply: what MFU is a share of."""
         self._path, self._batch_size, self._last_step, self._most = path, batch_size, start, most_images_per_second
-        self._workers = workers
+        self._device, self._workers = device, workers
         self._since, self._waited, self._saving = time.monotonic(), 0.0, 0.0
+        self._waits: list[tuple[_Moment, _Moment]] = []
 
     def timing(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, counting the seconds that each is waited for."""
+        """Yield the items, counting the seconds in which the device did nothing, since the next was not there yet."""
         iterator, missing = iter(items), object()
         while True:
-            began = time.monotonic()
+            began = _Moment(self._device)
             item = next(iterator, missing)
-            self._waited += time.monotonic() - began
+            self._waits.append((began, _Moment(self._device)))
             if item is missing:
                 return
             yield item  # type: ignore[misc]
@@ -46,15 +47,18 @@ class Log:
         self._saving += seconds
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the line of a step."""
+        """Add the line of a step, whose numbers were fetched from the device: it has done what came before."""
         now = time.monotonic()
+        self._waited += sum(began.until(ended) for began, ended in self._waits)
+        self._waits = []
         seconds, images = now - self._since - self._saving, (step - self._last_step) * self._batch_size
         line = {
             "step": step, **metrics,
             "images_per_second": round(images / max(seconds, 1e-9), 2),
             "mfu": round(images / max(seconds, 1e-9) / self._most, 4),
             "data_seconds": round(self._waited, 3), "checkpoint_seconds": round(self._saving, 3),
-            "peak_memory_gib": round(_peak_memory() / _GIB, 3), "workers": self._workers, "time": time.time(),
+            "peak_memory_gib": round(_peak_memory(self._device) / _GIB, 3), "workers": self._workers,
+            "time": time.time(),
         }  # fmt: skip
         try:
             append(self._path, line)
@@ -63,8 +67,25 @@ class Log:
         self._last_step, self._since, self._waited, self._saving = step, now, 0.0, 0.0
 
 
-def _peak_memory() -> int:
-    """Return the most bytes that the process has held: of its GPU where it has one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+class _Moment:
+    """When a device has done what it was told so far; of a processor, which does it at once: now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host, self._event = time.monotonic(), None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+
+    def until(self, later: "_Moment") -> float:
+        """Return the seconds to a later one; waits for the device until it was there."""
+        if self._event is None or later._event is None:
+            return later._host - self._host
+        later._event.synchronize()
+        return self._event.elapsed_time(later._event) / 1000
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most bytes that the process has held: of its GPU where it trains on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -126,11 +126,13 @@ class _Worker:
             Watch(config.max_skipped_steps, mean_of_all),
             Saver(Path(job.progress), rank, world, job.of),
         )
-        self.log = Log(Path(job.log), self.start, config.batch_size, self._most_images(), world) if rank == 0 else None
+        self.log = self._new_log() if rank == 0 else None
 
-    def _most_images(self) -> float:
-        """Return the images a second that all workers' devices could take, as far as their multiplications go."""
-        return device_rate(self.device, self.job.config.precision) * self.world / operations(self.job.model)
+    def _new_log(self) -> Log:
+        config = self.job.config
+        # images a second that all workers' devices could take, as far as their multiplications go
+        most = device_rate(self.device, config.precision) * self.world / operations(self.job.model)
+        return Log(Path(self.job.log), self.start, config.batch_size, most, self.device, self.world)
 
     def _go_on(self) -> int:
         """Take the newest checkpoint that is whole; returns the number of steps done."""
@@ -171,9 +173,11 @@ class _Worker:
         logs = done % config.log_every == 0 or is_last
         leaves = self._asked_to_leave(done) if not is_last else ""
         saves = done % config.checkpoint_every == 0 or is_last or leaves
-        found = self._heldout_losses() if saves else {}
-        if logs or found:
-            terms = self.watch.fetch()  # by all workers: the gradient is the same, and so they end together
+        if logs or saves:
+            # by all workers: the gradient is the same, and so they end together; and before what is timed as a
+            # checkpoint: the device has the steps behind it then
+            terms = self.watch.fetch()
+            found = self._heldout_losses() if saves else {}
             if self.log is not None:
                 self.log.write(done, {**terms, **found, "lr": lr})
         if saves:

@@ -88,7 +88,7 @@ def train(
     kind, classes = read_kind(manifest["layout"]), tuple(manifest["classes"])
     model = config.on(kind, len(classes))
     config.check(model)
-    config.check_workers(compute.train.workers, compute.train.most_workers)
+    config.check_workers(compute.train.workers, compute.train.most_workers, compute.train.gpus)
     from_model = Start(start, config.start_weights) if start else None
     card = ModelCard(
         model=model, latent_scale=read_card(start).latent_scale if start else kind.scale(manifest), classes=classes,
@@ -121,7 +121,7 @@ def _workers(config: Train, compute: Compute, found: Workers) -> Workers:
     """Return who trains: as many as were asked for, else as many of those the cluster holds as the batch keeps busy."""
     stage_of = compute.train
     workers = found if stage_of.workers else replace(found, count=_busy(config, found.count))
-    if stage_of.most_workers and not stage_of.workers:
+    if not stage_of.workers and (stage_of.most_workers or workers.gpus % 1):  # two cannot share a GPU
         workers = replace(workers, count=1)
     up_to = f" to {stage_of.most_workers}" * bool(stage_of.most_workers)
     stage("checkpoint", f"{workers.count}{up_to} workers, {workers.cpus} cores and {workers.gpus:g} GPUs each")

@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,8 @@ def _validate(
         return {}
     append(log, {"step": step, **found, "evaluation_seconds": time.monotonic() - began, "time": time.time()})
     if DISTANCE in found:
-        keep_if_best(root, folder, DISTANCE, found[DISTANCE], validation.under)
+        with suppress(OSError):  # it was measured: a best that is not kept is no failure
+            keep_if_best(root, folder, DISTANCE, found[DISTANCE], validation.under)
     return found
 
 

@@ -24,12 +24,15 @@ def test_gpu_benchmark_needs_only_torch_and_numpy_and_names_what_it_skips(python
     names = [line.split("|")[1].strip() for line in table[2:]]
     told = [name.split(";")[0] for name in names]
     assert told == [
-        "small, training compiled, micro-batch 8", "small, training step, batch 8", "small, sampling (2, 5) CFG 3, batch 2",
+        "small, training compiled, micro-batch 8", "small, training compiled, deterministic, micro-batch 8", "small, training step, batch 8", "small, sampling (2, 5) CFG 3, batch 2",
         "KL-16 encoder, 32 px",
     ]  # fmt: skip
-    assert "noise" in names[2]
+    assert "noise" in names[3]
     assert "skipped: No module named" in table[-1]
-    assert max(float(line.split("|")[8]) for line in table[3:5]) < 1e-4, table  # from the transcription, in fp32
+    assert max(float(line.split("|")[8]) for line in table[4:6]) < 1e-4, table  # from the transcription, in fp32
+    shares = [float(line[2:].split("%")[0]) for line in done.stdout.splitlines() if line.startswith("- ")]
+    assert shares == sorted(shares, reverse=True)
+    assert 50 < sum(shares) <= 100.5
 
 
 def test_gpu_benchmark_without_a_gpu_says_so_and_fails(python_without):

@@ -131,6 +131,8 @@ def test_gradient_of_micro_batches_is_the_mean_over_the_workers_that_share_them(
         ({"micro_batch": 4}, (1, 3), "--compute.train.workers 3: .* 2 micro-batches"),
         ({}, (1, 4), "most-workers 4: .*--train.micro-batch"),
         ({}, 3, "batch-size 8 is not a multiple of --compute.train.workers 3"),
+        ({}, (2, 0, 0.5), "--compute.train.gpus 0.5: 2 workers .* cannot share a GPU; .*--compute.train.workers 1"),
+        ({"micro_batch": 2}, (1, 4, 0.25), "--compute.train.gpus 0.25: 4 workers"),
     ],
 )
 def test_batch_that_cannot_be_shared_is_refused(changes, workers, said):
@@ -138,6 +140,8 @@ def test_batch_that_cannot_be_shared_is_refused(changes, workers, said):
         Train(batch_size=8, **changes).check_workers(*(workers if isinstance(workers, tuple) else (workers,)))
     Train(batch_size=8, micro_batch=2).check_workers(1, 4)
     Train(batch_size=8, micro_batch=2).check_workers(3)
+    Train(batch_size=8).check_workers(1, 0, 0.5)
+    Train(batch_size=8).check_workers(2, 0, 2.0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])

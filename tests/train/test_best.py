@@ -1,13 +1,16 @@
 """The best progress stays when the newer ones push it out."""
 
+import multiprocessing
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.train.test_progress import truncate, weights, write
+from train import best as module
 from train.best import DISTANCE, LOSS, best, keep_if_best
-from train.progress import newest_whole
+from train.progress import fault, newest_whole
 from train.trainer import _write_best
 
 
@@ -61,3 +64,61 @@ def test_distances_under_other_conditions_are_not_ranked_together(tmp_path):
     assert not keep_if_best(tmp_path, written(tmp_path, 3), DISTANCE, 81.0, "another extractor")
     assert not keep_if_best(tmp_path, written(tmp_path, 3), LOSS, 0.1)
     assert best(tmp_path).step == 2
+
+
+def keep_and_be_killed(root, folder, by, value, moment):
+    """End as by SIGKILL just before call number `moment` of those that change files."""
+    left = iter(range(moment))
+
+    def deadly(call):
+        def run(*words, **named):
+            if next(left, None) is None:
+                os._exit(9)
+            return call(*words, **named)
+
+        return run
+
+    for owner, name in ((os, "link"), (module, "write_json"), (shutil, "rmtree")):
+        setattr(owner, name, deadly(getattr(owner, name)))
+    keep_if_best(root, folder, by, value)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_kill_at_any_moment_leaves_the_best_before_or_the_new_one_whole(again, tmp_path):
+    """`again`: the checkpoint that is the best by its loss is measured, and is the best by that."""
+    killed = 0
+    for moment in range(8):
+        root = tmp_path / str(moment)
+        keep_if_best(root, first := written(root, 1), LOSS, 0.1)
+        chosen = first if again else written(root, 2)
+        words = root, chosen, DISTANCE, 9.0, moment
+        process = multiprocessing.get_context("fork").Process(target=keep_and_be_killed, args=words)
+        process.start()
+        process.join()
+        killed += process.exitcode == 9
+        found = best(root)
+        assert (found.by, found.step) in ((LOSS, 1), (DISTANCE, 1 if again else 2))
+        assert not fault(found.folder)
+        keep_if_best(root, chosen, DISTANCE, 8.0)
+        assert (best(root).value, len(list((root / "best").iterdir()))) == (8.0, 1)
+    assert 4 < killed < 8
+
+
+def test_distance_that_is_measured_while_a_loss_is_kept_is_not_lost(tmp_path, monkeypatch):
+    loss, distance = written(tmp_path, 1), written(tmp_path, 2)
+    fork, started = multiprocessing.get_context("fork"), []
+    as_it_is = module.write_json
+
+    def beside(path, note):
+        """The measurement ends while the worker is about to write its note, which it must not write over."""
+        if not started:
+            started.append(fork.Process(target=keep_if_best, args=(tmp_path, distance, DISTANCE, 50.0)))
+            started[0].start()
+            started[0].join(1.0)
+        as_it_is(path, note)
+
+    monkeypatch.setattr(module, "write_json", beside)
+    keep_if_best(tmp_path, loss, LOSS, 0.1)
+    started[0].join()
+    assert (best(tmp_path).by, best(tmp_path).step) == (DISTANCE, 2)
+    assert not fault(best(tmp_path).folder)
