@@ -131,8 +131,8 @@ class PlainStep:
         return t, noise
 
 
-def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return our step and the transcription's on the same batch."""
+def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], Autoregressor]:
+    """Return our step and the transcription's on the same batch, and our model."""
     shape = models()[case.model]
     config = Train(batch_size=case.batch, lr=1e-6, warmup_steps=0, precision="bf16" if bf16 else "fp32")
     model = fresh_model(shape)
@@ -147,7 +147,7 @@ def training_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
     def ours() -> Tensor:
         return training_step(model, model, ema, optimization, [inputs])["loss"]
 
-    return ours, lambda: plain(latents, labels, draws, bf16=bf16)
+    return ours, lambda: plain(latents, labels, draws, bf16=bf16), model
 
 
 class GivenNoise:
@@ -173,12 +173,10 @@ class GivenNoise:
         return self.draws[self.next - 1]
 
 
-def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return our sampler and the transcription's with the same draws."""
+def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], Autoregressor]:
+    """Return our sampler and the transcription's with the same draws, and our model."""
     shape = models()[case.model]
     model = fresh_model(shape).eval()
-    if DEVICE.type == "cuda":  # as `mar evaluate` does
-        model.head.compile_sampling()
     weights = {name: tensor.detach() for name, tensor in to_published(model.state_dict(), shape).items()}
     noise, labels = GivenNoise(case, shape), torch.arange(case.batch, device=DEVICE) % shape.num_classes
     settings = Sampling(
@@ -193,7 +191,7 @@ def sampling_pair(case: Case, *, bf16: bool) -> tuple[Callable[[], Tensor], Call
             tokens = transcription.sample(weights, shape, labels, order, noise.counts, flat, case.cfg_scale)
         return unpatchify(tokens, shape.patch_size, shape.grid)
 
-    return lambda: sample(model, labels, noise, settings), plain
+    return lambda: sample(model, labels, noise, settings), plain, model
 
 
 def noise_told(case: Case, seconds_of_sampling: float) -> str:
@@ -217,16 +215,18 @@ def kernels_told(case: Case, ours: Callable[[], Tensor]) -> str:
 def row(case: Case, precision: str) -> str:
     """Measure one case, and a product of square matrices in turn with it, and return its line of the table."""
     pair = sampling_pair if case.ar_steps else training_pair
-    ours, plain = pair(case, bf16=precision == "bf16")
+    ours, plain, model = pair(case, bf16=precision == "bf16")
+    product = square_products(torch.bfloat16 if precision == "bf16" else torch.float32, DEVICE)
+    work = {"ours": ours, "plain": plain, "product": product}
+    operations = {name: flops(call) for name, call in work.items()}  # of graphs that are replayed nobody counts them
     if DEVICE.type == "cuda":
+        if case.ar_steps:  # as `mar evaluate` does
+            model.head.compile_sampling()
         torch.cuda.reset_peak_memory_stats()
     first = ours()
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if DEVICE.type == "cuda" else "-"
     second = plain()
     difference = ((first - second).abs().max() / second.abs().max()).item()
-    product = square_products(torch.bfloat16 if precision == "bf16" else torch.float32, DEVICE)
-    work = {"ours": ours, "plain": plain, "product": product}
-    operations = {name: flops(call) for name, call in work.items()}
     times = interleaved(work, case.rounds)
     share = operations["ours"] / operations["product"] * ratio(times["product"], times["ours"])
     median, ceiling = statistics.median(times["ours"]), operations["product"] / statistics.median(times["product"])

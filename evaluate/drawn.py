@@ -18,7 +18,7 @@ from infra.storage import write_atomic
 
 GRID_ROWS = 10
 _ARRAYS = ("features", "logits", "judged", "shown")
-_OPTIONAL = ("seconds", "labels")
+_OPTIONAL = ("seconds", "labels", "shown_at")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Drawn:
     judged: np.ndarray
     """(n,) class that the classifier takes each for, or empty without one."""
     shown: np.ndarray
-    """(k, H, W, 3) uint8: those of the sample grid."""
+    """(k, H, W, 3) uint8: those of the sample grid, or of a wider one."""
     seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     """(ranges, 2) of wall time: drawing, and everything after it; a range drawn beside others counts its share."""
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """(n,) class of each; empty where it follows from the index."""
+    shown_at: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """(k,) index of each of those that are shown; empty where these are not looked up by it."""
 
     def first(self, count: int) -> "Drawn":
         """Return the first `count` images; what is shown stays."""

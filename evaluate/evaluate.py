@@ -7,11 +7,11 @@ import torch
 from upath import UPath
 
 from evaluate.config import Evaluate, Sampling
-from evaluate.drawn import Drawn, is_shown, write_shard
+from evaluate.drawn import Drawn, write_shard
 from evaluate.finish import Measured, finish
 from evaluate.grid import sample_grid
 from evaluate.likelihood import likelihood
-from evaluate.measure import DRAWING, Drawing, draw, feature_set
+from evaluate.measure import DRAWING, Drawing, draw, feature_set, shown
 from evaluate.reference import RealFeatures, read_reference
 from evaluate.results import GRID, EvaluationResult, Likelihood, ReferenceResult
 from evaluate.sampling.sampler import check
@@ -89,12 +89,15 @@ def _draw(
     compute: Compute,
     model: str,
 ) -> Drawn:
-    """Return the images of a model whose digest is `model`; those that any evaluation drew with this code are kept."""
+    """Return the images of a model whose digest is `model`; those that any evaluation drew with this code are kept.
+
+    Which of them are kept as pictures decides no feature: where too few were, those ranges alone are drawn again.
+    """
     judge = config.classifier.features
     generate = config.generate
     identity = [
         model, subject.weights.hash, canonical(sampling), generate.seed, generate.use_ema, real.features.name,
-        real.extractor_weights, judge.digest if judge else "", config.keep, config.grid_columns, digests(DRAWING),
+        real.extractor_weights, judge.digest if judge else "", digests(DRAWING),
     ]  # fmt: skip
     drawing = Drawing(
         model=subject.model, weights=subject.weights, sampling=sampling, config=config, features=real.features,
@@ -115,8 +118,8 @@ def _training(model: UPath) -> str:
 def _leave_grid(config: Evaluate, drawn: Drawn, card: ModelCard, out: UPath) -> dict[int, np.ndarray]:
     """Write the sample grid as a picture, and its images as a shard; return these by index."""
     classes, count = card.model.num_classes, config.generate.images
-    indices = [index for index in range(count) if is_shown(index, classes, config.grid_columns)]
-    images = dict(zip(indices, drawn.shown, strict=False))
+    kept = dict(zip(drawn.shown_at.tolist(), drawn.shown, strict=True))
+    images = {index: kept[index] for index in shown(config, range(count), classes)}
     if images:
         picture = sample_grid(images.__getitem__, count, spoken(card.classes), config.grid_columns)
         picture.save(Path(str(out)) / GRID)

@@ -101,8 +101,11 @@ def weights_file(name: str, given: str, flag: str) -> Path:
             f"extractor {name}: get the file {network.file} ({network.origin}), {way}put it at {file}"
             + (other if chooses else "")
         )
-    if is_dino and not list(_hub().glob("facebookresearch_dinov2_*")):
-        raise InputError(f"extractor {name}: put the repository facebookresearch/dinov2 at {_hub()} as torch.hub does")
+    if is_dino and not any((folder / "hubconf.py").is_file() for folder in _dino_folders()):
+        raise InputError(
+            f"extractor {name}: put the repository facebookresearch/dinov2 (GitHub), with its hubconf.py, at "
+            f"{_dino_folders()[0]}"
+        )
     if network.sha256 and not sha256(file).startswith(network.sha256):
         raise InputError(f"{file}: not the published {network.file}, whose sha256 begins with {network.sha256}")
     return file
@@ -123,6 +126,11 @@ def _hub() -> Path:
     """Return torch.hub's folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
     return Path(os.environ.get("TORCH_HOME") or cache) / "hub"
+
+
+def _dino_folders() -> list[Path]:
+    """Return where torch.hub looks for the repository when it reaches no network."""
+    return [_hub() / f"facebookresearch_dinov2_{branch}" for branch in ("main", "master")]
 
 
 def _packaged_lite0() -> Path:

@@ -57,9 +57,9 @@ def finish(measured: Measured, out: UPath) -> EvaluationResult:
     """Return the numbers, and leave report.html in `out`, where the sample grid lies already."""
     real, clock = measured.real, Clock(measured.seconds)
     sets = {"samples": measured.samples, "untrained": measured.untrained}
-    sets["heldout"] = measured.floor.set if measured.floor else None
     with clock.timing("numbers"):
         found = {name: numbers(of, real.set) for name, of in sets.items() if of is not None}
+        found |= {"heldout": measured.floor.numbers_against(real)} if measured.floor else {}
     with clock.timing("errors"):
         bars = errors(measured.samples, real.set, found["samples"])
     likely = measured.likelihood
@@ -77,7 +77,7 @@ def finish(measured: Measured, out: UPath) -> EvaluationResult:
 
         findings = Findings(
             result=result, classes=measured.classes, generated=measured.samples, shown=measured.shown, real=real,
-            heldout=sets["heldout"],
+            heldout=measured.floor.set if measured.floor else None,
         )  # fmt: skip
         write_report(findings, out)
     result = replace(result, seconds=clock.rounded())

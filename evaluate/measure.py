@@ -4,11 +4,12 @@ a range of image indices -> images uint8 (n, H, W, 3) -> features (n, D), kept i
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from ray.util import ActorPool
+from upath import UPath
 
 from evaluate.config import Evaluate, Sampling
 from evaluate.drawn import Drawn, cover, find_ranges, is_shown, merged, range_path, read_range, write_drawn, write_shard
@@ -20,6 +21,7 @@ from infra.cluster import Compute, connected
 from infra.console import Progress
 from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
+from train.card import read_card
 
 _ROWS = 1024  # summed at once, so that sums are rounded in one order whatever the ranges
 DRAWING = (
@@ -45,11 +47,18 @@ class Drawing:
     title: str = "images"
     """What the progress line calls them."""
 
+    def is_served_by(self, span: range, drawn: Drawn, classes: int) -> bool:
+        """Tell whether all that is to be kept of a range is there: an evaluation before may have kept fewer images."""
+        if self.config.keep == "all" and not shard_path(location(self.folder), span).exists():
+            return False
+        return {*shown(self.config, span, classes)} <= {*drawn.shown_at.tolist()}
+
 
 def draw(drawing: Drawing, compute: Compute) -> Drawn:
     """Draw what is missing, and return all images, as they are kept; nothing depends on the number of workers."""
     folder, config = location(drawing.folder), drawing.config.generate
-    found = find_ranges(folder)
+    classes = read_card(location(drawing.model)).model.num_classes
+    found = {span: kept for span, kept in find_ranges(folder).items() if drawing.is_served_by(span, kept, classes)}
     spans, missing = cover(found, config.images, config.batch_size)
     progress = Progress("evaluation", config.images, drawing.title)
     done = config.images - sum(map(len, missing))
@@ -62,11 +71,23 @@ def draw(drawing: Drawing, compute: Compute) -> Drawn:
                 for span in ActorPool(made).map_unordered(lambda worker, span: worker.__call__.remote(span), missing):
                     done += len(span)
                     progress.update(done)
-    parts = [found.get(span) or read_range(folder, span) for span in spans]
-    whole = merged([part for part in parts if part is not None]).first(config.images)
+    parts = [(span, found.get(span) or read_range(folder, span)) for span in spans]
+    whole = merged(
+        [part for span, part in parts if part is not None and drawing.is_served_by(span, part, classes)]
+    ).first(config.images)
     if len(whole.features) != config.images:
         raise RuntimeError(f"{folder}: features of {len(whole.features)} images, not of {config.images}; run it again")
     return whole
+
+
+def shown(config: Evaluate, indices: Iterable[int], classes: int) -> list[int]:
+    """Return which of these images belong to the sample grid, where one is kept."""
+    return [index for index in indices if config.keep != "none" and is_shown(index, classes, config.grid_columns)]
+
+
+def shard_path(folder: UPath, span: range) -> UPath:
+    """Return the shard of a range's images, where all are kept."""
+    return folder / "images" / f"{span.start:07d}-{span.stop:07d}.tar"
 
 
 def feature_set(drawn: Drawn, classes: int) -> FeatureSet:
@@ -111,19 +132,11 @@ class _Measurer:
         if self.judge is not None:
             found = logits if self.judge is self.extractor else self.judge.layers(images)[1]
             judged = found.argmax(1)
-        shown = self._shown(images, span)
-        seconds = np.array([[drawn - began, time.monotonic() - drawn]]) / self.workers
-        write_drawn(
-            range_path(location(self.drawing.folder), span), Drawn(features, logits, judged, shown, seconds=seconds)
-        )
-        return span
-
-    def _shown(self, images: np.ndarray, span: Sequence[int]) -> np.ndarray:
-        """Return those of the grid; keep all of them in a shard where that was asked for."""
-        classes = self.generator.card.model.num_classes
+        folder, classes = location(self.drawing.folder), self.generator.card.model.num_classes
         if self.config.keep == "all":
-            name = f"{span[0]:07d}-{span[-1] + 1:07d}.tar"
-            write_shard(location(self.drawing.folder) / "images" / name, list(images), span, classes)
-        if self.config.keep == "none":
-            return images[:0]
-        return images[[is_shown(index, classes, self.config.grid_columns) for index in span]]
+            write_shard(shard_path(folder, span), list(images), span, classes)
+        at = np.array(shown(self.config, span, classes), np.int64)
+        seconds = np.array([[drawn - began, time.monotonic() - drawn]]) / self.workers
+        kept = Drawn(features, logits, judged, images[at - span.start], seconds=seconds, shown_at=at)
+        write_drawn(range_path(folder, span), kept)
+        return span

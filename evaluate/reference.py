@@ -15,17 +15,21 @@ from evaluate.arrays import UNREADABLE, packed, read_arrays
 from evaluate.config import Reference
 from evaluate.decoding import Decoding, groups_of
 from evaluate.metrics.sets import FeatureSet, Statistics
+from evaluate.metrics.table import Numbers, numbers
 from evaluate.real_images import PARTS, Part, Work, measured, part_of, read_part
 from evaluate.results import ReferenceResult
 from infra.cluster import Compute, connected
+from infra.code import digests
 from infra.console import Progress, stage
 from infra.errors import InputError
-from infra.fingerprint import canonical
+from infra.fingerprint import canonical, fingerprint
 from infra.from_json import from_json
-from infra.storage import location, write_atomic, write_json
+from infra.storage import location, read_json, write_atomic, write_json
 from tokenize_jobs.sources.listing import Listing
 
 _SUMS, _ABOUT = "reference.npz", "reference.json"
+_FLOOR = ("evaluate/metrics", "evaluate/intervals.py", "evaluate/reference.py")
+"""Code that decides the floor."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,22 @@ class RealFeatures:
     """Statistics of all images, features of the kept ones in the order of the source."""
     pictures: Sequence[bytes]
     """JPEG thumbnails of the kept ones."""
+    folder: UPath | None = None
+    """Where it lies."""
+
+    def numbers_against(self, real: "RealFeatures") -> Numbers:
+        """Return the numbers of these images against a reference: evaluations' floor.
+
+        Computed once, and kept beside the images: each evaluation tells the same ones.
+        """
+        if self.folder is None:
+            return numbers(self.set, real.set)
+        path = self.folder / f"floor-{fingerprint([self.about, real.about, digests(_FLOOR)])}.json"
+        if path.exists():
+            return read_json(path)
+        found = numbers(self.set, real.set)
+        write_json(path, found)
+        return found
 
 
 def make_reference(
@@ -117,8 +137,8 @@ def read_reference(folder: UPath) -> RealFeatures:
     except UNREADABLE as error:
         raise InputError(f"reference {folder}: cannot be read ({error})") from None
     if part is None:
-        return RealFeatures(about, FeatureSet(statistics), [])
-    return RealFeatures(about, FeatureSet(statistics, part.features), part.pictures)
+        return RealFeatures(about, FeatureSet(statistics), [], folder)
+    return RealFeatures(about, FeatureSet(statistics, part.features), part.pictures, folder)
 
 
 def _statistics(part: Part) -> Statistics:

@@ -71,6 +71,8 @@ def sample(
 
     def step_noise(step: int) -> tuple[Tensor, Tensor | None]:
         draws = noise.normal(model.head.sampling_draws(heads[step]), asked[step], channels).flatten(1, 2)
+        if device.type == "cuda" and not draws.is_cuda:  # copied by itself, while the host goes on
+            draws = draws.pin_memory()
         return draws, noise.normal(1, asked[step], 1)[0, :, :, 0] if by_confidence else None
 
     bf16 = settings.precision == "bf16"

@@ -44,6 +44,26 @@ def test_missing_weights_are_named_with_origin_and_place(name, monkeypatch, tmp_
         assert part in str(told.value)
 
 
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "another branch"])
+def test_missing_or_empty_repository_of_dinov2_is_told_with_its_place(there, monkeypatch, tmp_path):
+    """torch.hub would ask the network for it, or run into a hubconf.py that is not there."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name, hub = "dinov2-vit-s-14", tmp_path / "hub"
+    (hub / "checkpoints").mkdir(parents=True)
+    (hub / "checkpoints" / NETWORKS[name].file).touch()
+    repository = hub / "facebookresearch_dinov2_main"
+    if there == "an empty folder":
+        repository.mkdir()
+    if there == "another branch":
+        (hub / "facebookresearch_dinov2_v1").mkdir()
+        (hub / "facebookresearch_dinov2_v1" / "hubconf.py").touch()
+    with pytest.raises(InputError, match=f"facebookresearch/dinov2.*hubconf.py, at {repository}"):
+        Features(name=name).check()
+    repository.mkdir(exist_ok=True)
+    (repository / "hubconf.py").touch()
+    Features(name=name).check()
+
+
 @pytest.mark.parametrize("name", [INCEPTION, "vgg16", "clip-vit-b-32"])
 def test_other_weights_than_the_published_are_refused(name, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"other")

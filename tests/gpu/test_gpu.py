@@ -57,3 +57,22 @@ def test_samples_are_a_processors(generation, device):
         for where in ("cpu", device)
     ]
     assert ((drawn[0] - drawn[1]).abs().max() / drawn[0].abs().max()) < SAMPLES
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_replayed_samples_are_those_of_plain_steps(kind, precision):
+    """Of batches of other sizes in turns, on the same graphs and on others."""
+    settings = Sampling(
+        ar_steps=4, diffusion_steps=DiffusionSteps(first=5, last=3), cfg_scale=2.0, max_timestep=None,
+        precision=precision,
+    )  # fmt: skip
+    plain, replayed = (randomised(small(kind=kind)).cuda() for _ in range(2))
+    replayed.head.compile_sampling()
+    for batch in (3, 40, 3):
+        labels = torch.arange(batch) % 5
+        expected, found = (sample(model, labels, ImageNoise(0, range(batch)), settings) for model in (plain, replayed))
+        scale = expected.abs().max()
+        assert ((expected - found).abs().max() / scale) < (SAMPLES if precision == "fp32" else 20 * SAMPLES)

@@ -4,6 +4,7 @@ A tensor on the wrong device, or a read of a value, which would wait for the dev
 `make gpu`: autograd's engine wants a real device.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,11 +26,13 @@ from train.config import Train
 from train.ema import EMA
 from train.heldout_loss import loss_of
 from train.memory import fake_step
+from train.models import replay
 from train.models.build import build_model
 from train.models.diffusion import sampling_tables
 from train.models.flow import flow_rows
 from train.models.heads import HeadSampling
 from train.models.noise_schedule import cosine_schedule, respaced_schedule
+from train.models.replay import Replays
 from train.optimizer import Optimization
 
 CUDA = torch.device("cuda")
@@ -118,8 +121,29 @@ def test_token_is_drawn_on_the_gpu_without_a_wait_in_operators_that_grow_with_th
     assert (counts[1] - counts[0]) / 5 <= 50
 
 
+@pytest.mark.parametrize("kind", MOST_OPERATORS)
+def test_replayed_step_copies_its_row_its_time_and_its_noise_and_nothing_else(kind, monkeypatch):
+    """What a graph launches is one launch: here nothing, so that what is left is the host's own work."""
+    config, counts = small(kind=kind), []
+    monkeypatch.setattr(replay, "record", lambda work: work() or (lambda: None))
+    with on_fake_gpu(config) as model, torch.no_grad():
+        model.head.replays = Replays(model.head.denoise)
+        for steps in (5, 10, 5, 10):  # the first two make the tables
+            settings = HeadSampling(steps=steps)
+            noise = torch.empty(model.head.sampling_draws(settings), 6, 3, device=CUDA)
+            condition = torch.empty(6, config.trunk.decoder_width, device=CUDA)
+            with Operators() as operators:
+                drawn = model.head.sample(condition, noise, settings, condition, 2.0)
+            assert drawn.device.type == "cuda"
+            counts.append(operators.count)
+    assert not operators.elsewhere
+    assert counts[3] - counts[2] == 5 * 3
+
+
 @pytest.mark.parametrize("generation", ["masked", "random-causal"])
-def test_whole_sampler_stays_on_the_gpu_without_a_wait(generation):
+def test_whole_sampler_stays_on_the_gpu_without_a_wait_and_takes_noise_from_pinned_memory(generation, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda noise: pinned.append(threading.current_thread()) or noise)
     steps = 4 if generation == "masked" else 16
     settings = Sampling(ar_steps=steps, diffusion_steps=DiffusionSteps(first=3, last=2), cfg_scale=2.0)
     with on_fake_gpu(small(generation)) as model:
@@ -129,6 +153,8 @@ def test_whole_sampler_stays_on_the_gpu_without_a_wait(generation):
         assert drawn.device.type == "cuda"
         assert drawn.shape == (1, 3, 4, 4)
     assert operators.count > 100
+    assert len(pinned) == steps
+    assert threading.main_thread() not in pinned
 
 
 @torch.no_grad()
