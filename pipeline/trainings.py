@@ -100,12 +100,12 @@ def trainings_of(planned: Planned, image_size: int, compute: Compute, again: Col
     for label, (fields, plan) in planned.items():
         for step in plan.until("checkpoint")[:-1]:
             _ = step.find() or step.build()
-        checkpoint, (trunk, head) = plan.steps["checkpoint"], weights(plan.model)
+        checkpoint, counted = plan.steps["checkpoint"], weights(plan.model)
         trainings.append(Training(
             label=label, fields={name: json.dumps(value) for name, value in fields.items()},
             subject=Subject(str(checkpoint.path), plan.tokenizer, image_size, plan.recipe.evaluate.generate.use_ema),
-            identity=checkpoint.fingerprint, steps=plan.recipe.train.train_steps, parameters=trunk + head,
-            head_parameters=head, log=str(checkpoint.path / LOG), is_made=checkpoint.find() is not None,
+            identity=checkpoint.fingerprint, steps=plan.recipe.train.train_steps, parameters=sum(counted),
+            head_parameters=counted.head, log=str(checkpoint.path / LOG), is_made=checkpoint.find() is not None,
             make=partial(_trained, plan.recipe, compute, tuple(again), str(Path.cwd())),
         ))  # fmt: skip
     return trainings

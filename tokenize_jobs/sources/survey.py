@@ -73,10 +73,12 @@ def survey(listing: Listing, most: int = MOST_OPENED, seed: int = 0, crops: int 
 def require_usable(listing: Listing, seed: int = 0) -> None:
     """Raise InputError where pictures are opened, up to MOST_OPENED evenly from seeded shards, and not one can be used.
 
-    The first that can ends the look. Raises what the storage raises.
+    An only shard is read to its end: its first pictures may be unlike the others. The first that can be used ends the
+    look. Raises what the storage raises.
     """
     faults, example = Counter[str](), ""
-    for sample in islice(_sample(listing, MOST_OPENED, seed), MOST_OPENED):
+    only = read_shard(listing, listing.shards[0]) if len(listing.shards) == 1 else None
+    for sample in only or islice(_sample(listing, MOST_OPENED, seed), MOST_OPENED):
         try:
             _decoded(sample)
         except BadImage as error:
