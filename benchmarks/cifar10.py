@@ -96,7 +96,7 @@ def class_logits(weights: Mapping[str, Tensor], images: np.ndarray) -> Tensor:
     mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / deviation
     x = F.relu(convolved(x, "", 1))
-    blocks = dict.fromkeys(name.split("conv")[0] for name in weights if name.startswith("layer"))
+    blocks = dict.fromkeys(name.split("conv")[0] for name in weights if name.startswith("layer") and "conv" in name)
     for block in sorted(blocks, key=lambda name: [int(part) for part in name.removeprefix("layer").split(".")[:2]]):
         grown = len(weights[f"{block}conv1.weight"]) - x.shape[1]
         stride = 2 if grown else 1

@@ -25,6 +25,7 @@ CODE: dict[str, tuple[str, ...]] = {
         *_TOKENIZERS,
         "tokenize_jobs/job",
         "tokenize_jobs/store/shards.py",
+        "infra/seeding.py",
     ),
     "checkpoint": (
         *_MODELS,

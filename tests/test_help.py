@@ -7,6 +7,7 @@ import textwrap
 import typing
 
 import pytest
+import tyro
 
 from infra.cluster import Compute
 from pipeline.commands.export import Export
@@ -28,7 +29,8 @@ def classes_below(kind, found):
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in found:
         found.append(kind)
         for hint in typing.get_type_hints(kind, include_extras=True).values():
-            classes_below(hint, found)
+            if tyro.conf.Suppress not in getattr(hint, "__metadata__", ()):  # no flag
+                classes_below(hint, found)
     for part in typing.get_args(kind):
         classes_below(part, found)
     return found
