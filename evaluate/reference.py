@@ -3,6 +3,7 @@
 Mean and covariance of all real images' features, and the features and thumbnails of a random subset of them.
 """
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from infra.from_json import from_json
-from infra.storage import location, read_json, write_atomic, write_json
+from infra.storage import location, read_json, storage_errors, write_atomic, write_json
 from tokenize_jobs.sources.listing import Listing
 
 _SUMS, _ABOUT = "reference.npz", "reference.json"
@@ -52,10 +53,11 @@ class RealFeatures:
         if self.folder is None:
             return numbers(self.set, real.set)
         path = self.folder / f"floor-{fingerprint([self.about, real.about, digests(_FLOOR)])}.json"
-        if path.exists():
+        with contextlib.suppress(*UNREADABLE):  # none yet, or a damaged one
             return read_json(path)
         found = numbers(self.set, real.set)
-        write_json(path, found)
+        with contextlib.suppress(*storage_errors()):  # another's folder, read-only
+            write_json(path, found)
         return found
 
 

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,10 @@ def real(folder, seed, count):
     return RealFeatures(about(Features()), FeatureSet(FeatureSums.of(rows).statistics(), rows), [], folder)
 
 
+def read_only(*_):
+    raise PermissionError
+
+
 def test_floor_is_computed_once_for_each_reference(tmp_path, monkeypatch):
     out = location(tmp_path)
     against, heldout = real(out / "reference", 0, 40), real(out / "heldout", 1, 30)
@@ -94,6 +99,12 @@ def test_floor_is_computed_once_for_each_reference(tmp_path, monkeypatch):
         assert heldout.numbers_against(against) == first
         with pytest.raises(AssertionError):
             heldout.numbers_against(replace(against, about=replace(against.about, digest="another")))
+    (kept,) = Path(str(out / "heldout")).iterdir()
+    kept.write_bytes(kept.read_bytes()[:20])
+    assert heldout.numbers_against(against) == first
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluate.reference.write_json", read_only)
+        assert heldout.numbers_against(replace(against, about=replace(against.about, digest="a third"))) == first
     measured = finish.Measured(
         real=against, floor=heldout, samples=real(out / "samples", 2, 30).set, classes=("a",), shown={},
         precision="fp32", seconds={"drawing": 1.0},
