@@ -7,6 +7,7 @@ beside its judgement: it is the most that could be asked.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,15 +23,19 @@ from tokenize_jobs.sources.samples import crop_shard
 _RIDGE = 1e-3  # features are standardised; of a few thousand pictures a plain fit would learn each by heart
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Print the share that is recognised, in all and by class."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drawn", help="labelled pictures: the shards of an evaluation, or a folder of class folders")
     parser.add_argument("--images", required=True, help="the real ones")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--features", default="efficientnet-lite0", help="name of the extractor")
-    asked = parser.parse_args()
-    images, extract = scan_images(ImageFiles(path=asked.images)), Extractor(Features(name=asked.features))
+    parser.add_argument("--weights", default="", help="file of its weights, where torch keeps none")
+    asked = parser.parse_args(words)
+    images, extract = (
+        scan_images(ImageFiles(path=asked.images)),
+        Extractor(Features(name=asked.features, weights=asked.weights)),
+    )
     classifier = Linear.fitted(*labelled(images.train, asked.size, extract), len(images.train.classes))
     say(conditions())
     if images.heldout is not None:
