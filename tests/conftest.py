@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 from infra.cluster import quiet_environment
 
 quiet_environment()
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # as the command line does: shells start background jobs with it ignored
 REPOSITORY = Path(__file__).parents[1]
 
 
