@@ -16,9 +16,7 @@ import pytest
 from infra.cluster import quiet_environment
 
 quiet_environment()
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # as the command line does: shells start background jobs with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
 REPOSITORY = Path(__file__).parents[1]
 
 

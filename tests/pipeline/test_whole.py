@@ -221,6 +221,7 @@ def test_ui_shows_numbers_and_grid_in_a_browser(made, tmp_path, free_port):
     ui = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "ui", "--port", str(port), "--compute.out", str(out)], cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "MLFLOW_TRACKING_URI": ""},  # another test's set_tracking_uri leaves its own there
     )  # fmt: skip
     base = f"http://127.0.0.1:{port}"
 
