@@ -1,8 +1,8 @@
 """Are generated pictures recognised? A linear classifier, fitted on features of real photographs, judges them.
 
-python -m benchmarks.recognised images-64/evaluation/HASH/images --images /data/photos --size 64
+python -m benchmarks.recognised artifacts/evaluation/images-64/features/ID/images --images /data/photos --size 64
 
-The first are what `--evaluate.generate.keep all` left. The classifier's own accuracy on held-out photographs stands
+The first are what `--evaluate.keep all` left. The classifier's own accuracy on held-out photographs stands
 beside its judgement: it is the most that could be asked.
 """
 

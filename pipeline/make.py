@@ -125,10 +125,8 @@ def resolved(begun: Recipe, budget: Budget) -> tuple[Recipe, dict[ImageFiles, Im
     """
     if not isinstance(begun.images, ImageFiles) or not begun.images.path:
         raise InputError(f"{begun.name}: where are the pictures? Give --images.path.")
-    from tokenize_jobs.sources.survey import (
-        require_usable,
-        survey,
-    )  # Pillow and numpy: not for those who want the flags
+    # Pillow and numpy: not for those who want the flags
+    from tokenize_jobs.sources.survey import require_usable, survey
 
     scanned = {begun.images: scan_images(begun.images)}
     listed, size = scanned[begun.images].all, begun.tokenize.image_size

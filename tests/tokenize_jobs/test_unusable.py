@@ -1,5 +1,7 @@
 """Sources of which no picture can be used, or too few: said before anything is made, or with the record of all."""
 
+import random
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +71,16 @@ def test_source_without_a_usable_picture_is_refused_before_a_shard_is_read(bad, 
         chosen_run("run", ["images-64", "--images.path", bad.root, "--images.num-classes", "2"])
     assert len(opened) == 3 * survey.MOST_OPENED
     assert not [path for name in ("store", "fit") for path in (tmp_path / name).rglob("*")]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_shard_with_one_usable_picture_anywhere_is_taken(tmp_path, seed):
+    place = random.Random(seed).randrange(3 * survey.MOST_OPENED)
+    members = [(f"{i}.png", GOOD if i == place else TINY) for i in range(3 * survey.MOST_OPENED)]
+    write_tar(
+        tmp_path / "only.tar", [of for name, content in members for of in ((name, content), (f"{name[:-4]}.cls", b"1"))]
+    )
+    survey.require_usable(scan(str(tmp_path / "only.tar"), 2))
 
 
 def test_look_ends_with_the_first_usable_picture_and_is_not_taken_where_shards_have_some(bad, opened, tmp_path):
