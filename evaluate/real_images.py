@@ -43,6 +43,11 @@ class Part:
     pictures: np.ndarray
     """Their thumbnails, as byte strings."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether the features of all its images were kept."""
+        return len(self.features) == self.sums.count
+
     def __add__(self, following: "Part") -> "Part":
         kept = [
             np.concatenate([getattr(self, name), getattr(following, name)]) for name in ("keys", "features", "pictures")

@@ -74,14 +74,14 @@ def make_reference(
     statistics = _imported(config) if digest else {}
     if listing is None and not statistics:
         raise InputError("a reference needs real images, or --reference.statistics")
-    part = None if listing is None else _measured(config, listing, image_size, out, compute)
+    part, mean = (None, {}) if listing is None else _measured(config, listing, image_size, out, compute)
     digests = [of for of in (digest, "" if listing is None else listing.digest) if of]
     result = ReferenceResult(
         images=0 if statistics or part is None else part.sums.count, kept_features=len(part.keys) if part else 0,
         digest="".join(of[: 16 // len(digests)] for of in digests), image_size=image_size, features=config.features,
         extractor_weights=config.features.digest,
     )  # fmt: skip
-    write_atomic(out / _SUMS, packed({**(part.arrays() if part else {}), **statistics}))
+    write_atomic(out / _SUMS, packed({**(part.arrays() if part else {}), **mean, **statistics}))
     write_json(out / _ABOUT, canonical(result, identity=False))
     shutil.rmtree(str(out / PARTS), ignore_errors=True)
     if result.lacking:
@@ -89,16 +89,22 @@ def make_reference(
     return result
 
 
-def _measured(config: Reference, listing: Listing, image_size: int, out: UPath, compute: Compute) -> Part:
-    """Return the sums and the kept features of real images. Raises InputError for fewer than two."""
+def _measured(
+    config: Reference, listing: Listing, image_size: int, out: UPath, compute: Compute
+) -> tuple[Part, dict[str, np.ndarray]]:
+    """Return the sums and the kept features of real images, and their mean where it can be torch-fidelity's.
+
+    Raises InputError for fewer than two.
+    """
     groups = groups_of(listing, config.images)
-    progress, found = Progress("reference", len(groups), "groups of shards"), None
+    progress, found, total = Progress("reference", len(groups), "groups of shards"), None, None
     with connected(compute) as cluster:
         decoding = Decoding.on(cluster.generate, replace(listing, shards=()), image_size)
         work = Work(decoding, config.features, str(out))
         for done, row in enumerate(measured(work, groups, cluster.generate), 1):
             if row["images"]:
                 part = read_part(work.path(row["index"]))
+                total = row_by_row(total, part.features) if part.whole and (found is None) == (total is None) else None
                 found = part if found is None else found + part
             progress.update(done, f", {config.features.name} features of {found.sums.count if found else 0} images")
     if found is None or found.sums.count < 2:
@@ -106,7 +112,15 @@ def _measured(config: Reference, listing: Listing, image_size: int, out: UPath, 
             f"image source {listing.root}: fewer than two of its images can be used as a reference; `mar tokenize` "
             "lists what is wrong with them"
         )
-    return found
+    return found, {} if total is None else {"mean": total / np.float32(found.sums.count)}
+
+
+def row_by_row(total: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """Return the sum of rows float32 (N, D) added to that of those before them, one at a time.
+
+    As torch-fidelity's mean is summed: in float32 the order decides its last digits.
+    """
+    return rows.sum(0) if total is None else np.concatenate([total[None], rows]).sum(0)
 
 
 def _imported(config: Reference) -> dict[str, np.ndarray]:
@@ -135,7 +149,10 @@ def read_reference(folder: UPath) -> RealFeatures:
         about = from_json((folder / _ABOUT).read_text(), ReferenceResult, str(folder / _ABOUT))
         saved = read_arrays(folder / _SUMS)
         part = part_of(saved) if about.kept_features else None
-        statistics = _statistics(part) if about.images and part else Statistics(saved["mean"], saved["covariance"])
+        if about.images and part:
+            statistics = _statistics(part, saved.get("mean"))
+        else:
+            statistics = Statistics(saved["mean"], saved["covariance"])
     except UNREADABLE as error:
         raise InputError(f"reference {folder}: cannot be read ({error})") from None
     if part is None:
@@ -143,7 +160,8 @@ def read_reference(folder: UPath) -> RealFeatures:
     return RealFeatures(about, FeatureSet(statistics, part.features), part.pictures, folder)
 
 
-def _statistics(part: Part) -> Statistics:
-    """Return mean and covariance of all images; where all were kept the mean is torch-fidelity's, as of samples."""
-    statistics, kept = part.sums.statistics(), part.features
-    return replace(statistics, mean=kept.mean(0)) if len(kept) == part.sums.count else statistics
+def _statistics(part: Part, mean: np.ndarray | None) -> Statistics:
+    """Return mean and covariance of all images; the mean is torch-fidelity's where it was told, or all were kept."""
+    if mean is None and part.whole:
+        mean = part.features.mean(0)
+    return part.sums.statistics() if mean is None else replace(part.sums.statistics(), mean=mean)

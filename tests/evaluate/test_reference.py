@@ -13,7 +13,7 @@ from evaluate.features import Extractor
 from evaluate.metrics.sets import FeatureSums
 from evaluate.networks import Features
 from evaluate.real_images import Part
-from evaluate.reference import make_reference, read_reference
+from evaluate.reference import make_reference, read_reference, row_by_row
 from infra.cluster import Compute, Stage
 from infra.errors import InputError
 from infra.storage import location
@@ -56,6 +56,27 @@ def test_kept_features_are_those_of_the_smallest_keys_however_parts_are_added(mo
     np.testing.assert_array_equal(one.features, expected)
     np.testing.assert_array_equal(other.features, expected)
     assert one.pictures.tolist() == [str(row).encode() for row in expected]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_mean_of_parts_in_their_order_is_that_of_all_rows_at_once(seed):
+    random = np.random.default_rng(seed)
+    rows = random.lognormal(size=(random.integers(2, 3000), 7)).astype(np.float32)
+    bounds = np.unique(random.integers(0, len(rows), 5))
+    total = None
+    for part_rows in np.split(rows, bounds[bounds > 0]):
+        total = row_by_row(total, part_rows)
+    np.testing.assert_array_equal(total / np.float32(len(rows)), np.mean(rows, axis=0))
+
+
+@pytest.mark.ray
+def test_mean_is_summed_row_by_row_though_few_features_are_kept(cluster, tmp_path, monkeypatch):
+    listing = write_shards(tmp_path / "real", counts=(9, 7, 5))
+    _, whole = made(tmp_path, CONFIG, listing, workers=2)
+    monkeypatch.setattr(real_images, "KEPT_FEATURES", 4)
+    result, few = made(tmp_path, CONFIG, listing, workers=1)
+    assert (result.images, result.kept_features) == (21, 4)
+    np.testing.assert_array_equal(few.set.statistics.mean, np.mean(whole.set.features, axis=0))
 
 
 @pytest.mark.ray
