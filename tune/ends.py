@@ -1,16 +1,19 @@
 """Ends of the ranges that were searched: on which sides of the best setting nothing is worse for sure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evaluate.config import DiffusionSteps, Sampling
-from train.models.heads import TRAIN_TIMESTEPS
+from train.models.config import Model
+from train.models.heads import TRAIN_TIMESTEPS, DiffusionHead
 from tune.config import effective
 from tune.results import Trial, ranked
 
-_LEAST = {"temperature": 0.0, "cfg_scale": 1.0, "top_k": 0, "top_p": 0.0}  # ends of their own: nothing lies below
-_MOST = {"top_p": 1.0, "max_timestep": TRAIN_TIMESTEPS - 1}  # nothing lies above
+_LEAST = {  # ends of their own: nothing lies below
+    "temperature": 0.0, "cfg_scale": 1.0, "ar_steps": 1, "diffusion_steps": 1, "max_timestep": 0, "top_k": 0,
+    "top_p": 0.0,
+}  # fmt: skip
 _WIDENED = ("temperature", "cfg_scale")  # of the others, more costs more, or the model ends them
 
 
@@ -34,19 +37,38 @@ class Open:
         return f"{self.name} (best at {self.best:g}, {what}: {remedy})"
 
 
-def open_sides(trials: Sequence[Trial], best: Sampling, names: Iterable[str], *, alike: bool = False) -> list[Open]:
+def most_of(model: Model) -> dict[str, float]:
+    """Return by name the largest value that a model takes of a setting, where it has one: nothing lies above."""
+    of_process = {"diffusion_steps": TRAIN_TIMESTEPS} if isinstance(model.head, DiffusionHead) else {}
+    return {"ar_steps": model.num_tokens, "top_p": 1.0, "max_timestep": TRAIN_TIMESTEPS - 1, **of_process}
+
+
+def open_sides(
+    trials: Sequence[Trial], best: Sampling, names: Iterable[str], most: Mapping[str, float], *, alike: bool = False
+) -> list[Open]:
     """Return the open sides of the settings `names`: where a value was tried alone, or is the best, that side first.
 
-    What a value is worth is told by the trial that differs from the best in it alone; where there is none, by the best
-    one that has it, unless only what is `alike` counts.
+    No side is open above the `most` of a setting. What a value is worth is told by the trial that differs from the best
+    in it alone; where there is none, by the best one that has it, unless only what is `alike` counts.
     """
     (mine,) = (trial for trial in trials if trial.sampling == best)
     acting = {name: [trial for trial in trials if _acts(name, trial.sampling)] for name in names}
-    found = [_open(name, of, mine, is_above, alike) for name, of in acting.items() for is_above in (False, True)]
+    found = [
+        _open(name, of, mine, is_above, limit, alike)
+        for name, of in acting.items()
+        for is_above, limit in ((False, _LEAST.get(name, -math.inf)), (True, most.get(name, math.inf)))
+    ]
     return sorted((side for side in found if side), key=lambda side: side.tried)
 
 
-def _open(name: str, trials: Sequence[Trial], mine: Trial, is_above: bool, alike: bool) -> Open | None:  # noqa: FBT001
+def _open(
+    name: str,
+    trials: Sequence[Trial],
+    mine: Trial,
+    is_above: bool,  # noqa: FBT001
+    limit: float,
+    alike: bool,  # noqa: FBT001
+) -> Open | None:
     trials = [trial for trial in trials if _number(trial, name) is not None]  # step schedules have no order
     value = _number(mine, name)
     if mine not in trials or value is None:
@@ -57,7 +79,7 @@ def _open(name: str, trials: Sequence[Trial], mine: Trial, is_above: bool, alike
         return None
     outward = [of for of in values if of > value] if is_above else [of for of in reversed(values) if of < value]
     end, inner = (values[-1], values[-2]) if is_above else (values[0], values[1])
-    if end >= _MOST.get(name, math.inf) if is_above else end <= _LEAST.get(name, -math.inf):
+    if end >= limit if is_above else end <= limit:
         return None
     same = {t.sampling: t for t in trials}
     slice_ = {of: same.get(replace(mine.sampling, **{name: chosen[of]})) for of in outward}
@@ -90,6 +112,6 @@ def _acts(name: str, sampling: Sampling) -> bool:
 def beyond(trials: Sequence[Trial], names: Iterable[str]) -> list[Sampling]:
     """Return what to try next: the best trial with the next temperature, or guidance scale, on each open side."""
     best, tried = ranked(trials)[0].sampling, {trial.sampling for trial in trials}
-    sides = open_sides(trials, best, [name for name in names if name in _WIDENED], alike=True)
+    sides = open_sides(trials, best, [name for name in names if name in _WIDENED], {}, alike=True)
     further = [effective(replace(best, **{side.name: side.next})) for side in sides]
     return [sampling for sampling in further if sampling not in tried]

@@ -21,9 +21,10 @@ from infra.console import Progress, stage
 from infra.fingerprint import canonical, fingerprint
 from infra.hold import holding
 from infra.storage import location, write_json
-from train.card import content_digest
+from train.card import content_digest, read_card
+from train.models.config import Model
 from tune.config import SamplingSweep
-from tune.ends import beyond, open_sides
+from tune.ends import beyond, most_of, open_sides
 from tune.front import contenders, front
 from tune.results import TRIALS, SweepResult, Timed, Trial, Unfinished, label, ranked
 from tune.search import Ended, Listed, Optuna, run_trials
@@ -60,7 +61,11 @@ def sampling_sweep(
             sweep.planned(base)[0],
         )  # fmt: skip
         measured = _measure(sweep, base, work, cluster.generate, out)
-    result = result_of(sweep, measured, conditions_against(real, sweep.images, base.precisions), timed_batch(work))
+    conditions, model = (
+        conditions_against(real, sweep.images, base.precisions),
+        read_card(location(subject.model)).model,
+    )
+    result = result_of(sweep, measured, conditions, timed_batch(work), model)
     _leave(result, folder, out)
     from tune.page import write_page  # matplotlib takes a second to import
 
@@ -161,8 +166,10 @@ def _timed_front(trials: Sequence[Trial], work: Work, workers: Workers) -> list[
     ]  # fmt: skip
 
 
-def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, timed_batch: int) -> SweepResult:
-    """Return what a sweep found: the best, what ties with it, and where the space ends too soon."""
+def result_of(
+    sweep: SamplingSweep, measured: Measured, conditions: Conditions, timed_batch: int, model: Model
+) -> SweepResult:
+    """Return what a sweep of `model` found: the best, what ties with it, and where the space ends too soon."""
     best, *others = ranked(measured.finalists or measured.trials)
     own, again = (
         next(t for t in measured.trials if t.sampling == best.sampling),
@@ -173,7 +180,8 @@ def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, 
         metric=conditions.title, conditions=conditions, best=best.sampling, best_label=best.label,
         trials=tuple(measured.trials), finalists=tuple(measured.finalists),
         tied=tuple(trial.label for trial in [*(other for other in others if other.is_tied_with(best)), *cut]),
-        edges=_edges(sweep, measured.trials, best.sampling), front=tuple(measured.front), timed_batch=timed_batch,
+        edges=_edges(sweep, measured.trials, best.sampling, model),
+        front=tuple(measured.front), timed_batch=timed_batch,
         unfinished=tuple(
             Unfinished(label=label(trial.sampling), sampling=trial.sampling, state=trial.state, reason=trial.reason)
             for trial in measured.ended if trial.state != "finished"
@@ -181,9 +189,9 @@ def result_of(sweep: SamplingSweep, measured: Measured, conditions: Conditions, 
     )  # fmt: skip
 
 
-def _edges(sweep: SamplingSweep, trials: Sequence[Trial], best: Sampling) -> tuple[str, ...]:
+def _edges(sweep: SamplingSweep, trials: Sequence[Trial], best: Sampling, model: Model) -> tuple[str, ...]:
     """Return in words where better ones may lie beyond what was tried, on each open side of each setting."""
-    return tuple(map(str, open_sides(trials, best, sweep.axes(), alike=bool(sweep.widen))))
+    return tuple(map(str, open_sides(trials, best, sweep.axes(), most_of(model), alike=bool(sweep.widen))))
 
 
 def _leave(result: SweepResult, folder: UPath, out: UPath) -> None:

@@ -7,14 +7,17 @@ import pytest
 
 from evaluate.conditions import Conditions
 from evaluate.config import Sampling
+from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.from_json import from_json
 from infra.storage import location
+from tests.small_model import small
 from tune.config import SamplingSweep
 from tune.results import SweepResult, Trial, label, settings
 from tune.sampling_sweep import Measured, result_of, widened
 from tune.search import Ended
 
+MODEL, BASE = small(), Sampling(ar_steps=4)
 SWEEP = SamplingSweep(temperature=(0.9, 1.0, 1.1), cfg_scale=(1.0, 3.0, 5.0), ar_steps=(4,), images=64, finalists=0)
 CONDITIONS = Conditions(
     extractor="efficientnet-lite0", layer="1280", dimension=1280, extractor_weights="0", image_size=32, images=64,
@@ -33,9 +36,9 @@ def trial(sampling, fd, error=0.1, images=64, seconds=1.0):
     )  # fmt: skip
 
 
-def found(distance, sweep=SWEEP, finalists=(), ended=()):
+def found(distance, sweep=SWEEP, finalists=(), ended=(), model=MODEL):
     trials = [trial(sampling, distance(sampling)) for sampling in sweep.settings(Sampling())]
-    return result_of(sweep, Measured(trials, finalists, ended, ()), CONDITIONS, 64)
+    return result_of(sweep, Measured(trials, finalists, ended, ()), CONDITIONS, 64, model)
 
 
 def bowl(temperature, cfg_scale):
@@ -86,15 +89,52 @@ def test_ends_of_numbers_of_diffusion_steps_are_said_whatever_schedules_are_trie
     assert result.edges == told
 
 
-@pytest.mark.parametrize(("name", "values"), [("top_p", (0.8, 0.9, 1.0)), ("max_timestep", (900, 950, 999))])
+LAST = [
+    ("top_p", (0.8, 0.9, 1.0)),
+    ("max_timestep", (900, 950, 999)),
+    ("ar_steps", (4, 8, 16)),
+    ("diffusion_steps", (100, 1000)),
+]
+
+
+def number(sampling, name):
+    value = getattr(sampling, name)
+    return value.first if name == "diffusion_steps" else value
+
+
+@pytest.mark.parametrize(("name", "values"), LAST)
 def test_nothing_lies_above_what_is_the_most_there_can_be(name, values):
+    sweep, flag = replace(SWEEP, temperature=(), cfg_scale=(), **{name: values}), name.replace("_", "-")
+    assert found(lambda s: -100 * number(s, name), sweep).edges == ()
+    for slope in (0, 100):  # where the largest is as good as the best too
+        (told,) = found(lambda s, slope=slope: slope * number(s, name), sweep).edges
+        assert told == f"{name} (best at {values[0]:g}, the smallest tried: smaller --tune.{flag})"
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "values"),
+    [(small(), "ar_steps", (4, 8)), (small(patch_size=2), "ar_steps", (2, 4)), (small(), "diffusion_steps", (9, 999)),
+     (small(kind="flow"), "diffusion_steps", (9, 1000))],
+)  # fmt: skip
+def test_most_of_a_setting_is_what_the_model_takes(model, name, values):
     sweep = replace(SWEEP, temperature=(), cfg_scale=(), **{name: values})
-    assert found(lambda s: -100 * getattr(s, name), sweep).edges == ()
-    assert (
-        found(lambda s: 100 * getattr(s, name), sweep)
-        .edges[0]
-        .startswith(f"{name} (best at {values[0]:g}, the smallest")
-    )
+    sweep.check(model, BASE)
+    further = f"larger --tune.{name.replace('_', '-')}"
+    told = any(further in of for of in found(lambda s: -100 * number(s, name), sweep, model=model).edges)
+    try:
+        replace(sweep, **{name: (*values, values[-1] + 1)}).check(model, BASE)
+    except InputError:
+        assert not told
+    else:
+        assert told
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("ar_steps", (1, 4)), ("diffusion_steps", (1, 4)), ("max_timestep", (0, 900))]
+)
+def test_nothing_lies_below_what_is_the_least_there_can_be(name, values):
+    sweep = replace(SWEEP, temperature=(), cfg_scale=(), **{name: values})
+    assert found(lambda s: 100 * number(s, name), sweep).edges == ()
 
 
 def read(distance):
@@ -111,7 +151,7 @@ def test_ranges_are_widened_until_the_planted_optimum_is_between_their_ends(temp
     sweep = replace(SWEEP, widen=60)
     ended = widened(planned, sweep, read(bowl(temperature, cfg)), all_end("finished"))
     assert len({of.sampling for of in ended}) == len(ended) < len(planned) + 60
-    result = result_of(sweep, Measured(read(bowl(temperature, cfg))(ended), (), ended, ()), CONDITIONS, 64)
+    result = result_of(sweep, Measured(read(bowl(temperature, cfg))(ended), (), ended, ()), CONDITIONS, 64, MODEL)
     assert result.edges == ()
     assert result.best.temperature == pytest.approx(temperature, rel=0.12)
     assert result.best.cfg_scale == pytest.approx(cfg, rel=0.4)
@@ -126,7 +166,7 @@ def test_widening_ends_with_its_budget_or_where_nothing_beyond_finishes_and_the_
     sweep = replace(SWEEP, widen=most)
     ended = widened(planned, sweep, read(bowl(9.0, 90.0)), all_end(state))
     assert len(ended) == len(planned) + further
-    result = result_of(sweep, Measured(read(bowl(9.0, 90.0))(ended), (), ended, ()), CONDITIONS, 64)
+    result = result_of(sweep, Measured(read(bowl(9.0, 90.0))(ended), (), ended, ()), CONDITIONS, 64, MODEL)
     assert {told.partition(" ")[0] for told in result.edges} == {"temperature", "cfg_scale"}
     assert len(result.unfinished) == (further if state == "failed" else 0)
 
@@ -182,7 +222,7 @@ def test_trials_of_every_axis_have_labels_and_settings_of_their_own():
 def test_trial_that_was_cut_by_noise_before_the_finalists_is_a_tie():
     trials = [trial(Sampling(temperature=t), fd, error=0.5) for t, fd in ((1.0, 2.0), (0.9, 2.1), (1.1, 9.0))]
     finalist = trial(Sampling(temperature=1.0), 1.9, images=640)
-    result = result_of(SWEEP, Measured(trials, [finalist], (), ()), CONDITIONS, 64)
+    result = result_of(SWEEP, Measured(trials, [finalist], (), ()), CONDITIONS, 64, MODEL)
     assert result.tied == (trials[1].label,)
 
 
@@ -213,7 +253,7 @@ def test_setting_that_failed_is_not_tried_again_beyond_the_ends():
 def test_finalists_and_trials_are_told_under_their_own_numbers_of_images():
     trials = [trial(Sampling(temperature=t), fd) for t, fd in ((1.0, 2.0), (0.9, 3.0))]
     result = result_of(
-        SWEEP, Measured(trials, [trial(Sampling(temperature=1.0), 1.5, images=640)], (), ()), CONDITIONS, 64
+        SWEEP, Measured(trials, [trial(Sampling(temperature=1.0), 1.5, images=640)], (), ()), CONDITIONS, 64, MODEL
     )
     report = result.report(location("x"))
     assert report.tags["metric"] == "FD (efficientnet-lite0, 640)"
