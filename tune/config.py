@@ -10,7 +10,7 @@ from evaluate.config import DiffusionSteps, Order, Sampling
 from infra.errors import InputError
 from infra.fingerprint import added, canonical, fingerprint
 from train.models.config import Model
-from train.models.heads import TRAIN_TIMESTEPS, Solver, TemperatureOn
+from train.models.heads import TRAIN_TIMESTEPS, DiffusionHead, FlowHead, Head, Solver, TemperatureOn
 
 T = TypeVar("T")
 
@@ -124,6 +124,10 @@ class SamplingSweep:
                 "--tune.temperature has no effect: of the solvers only 'ancestral' adds noise; with "
                 "--tune.temperature-on prediction it acts on all"
             )
+        if (self.diffusion_steps or self.step_schedules) and not denoises(model.head):
+            raise InputError(
+                f"--tune.diffusion-steps has no effect: a {model.head.kind} head runs no process backwards"
+            )
         if wrong := [start for start in self.max_timestep if not 0 <= start < TRAIN_TIMESTEPS]:
             raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {TRAIN_TIMESTEPS - 1}")
         if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
@@ -149,6 +153,11 @@ class SamplingSweep:
                 f"--tune.final-images {self.final_images} is no more than --tune.images {self.images}: ask for more, "
                 "or for --tune.finalists 0"
             )
+
+
+def denoises(head: Head) -> bool:
+    """Tell whether a head runs a process backwards: others have no diffusion steps."""
+    return isinstance(head, DiffusionHead | FlowHead)
 
 
 def effective(sampling: Sampling) -> Sampling:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from upath import UPath
@@ -13,6 +13,8 @@ from evaluate.config import Sampling
 from evaluate.metrics import frechet
 from infra.fingerprint import canonical, fingerprint
 from infra.result import Report, Result
+from train.models.heads import DiffusionHead, Head
+from tune.config import denoises
 
 TRIALS, PAGE = "trials.json", "report.html"
 ERROR = f"{frechet.NAME}_error"
@@ -54,13 +56,13 @@ class Trial:
         """Tell whether the distances of both differ by less than two standard errors of a difference."""
         return abs(self.fd - other.fd) < TIED * math.hypot(self.error, other.error)
 
-    def report(self, folder: UPath, conditions: Conditions) -> Report:
-        """Return what the tracking server gets of this trial; its grid lies in `folder`."""
+    def report(self, folder: UPath, conditions: Conditions, head: Head) -> Report:
+        """Return what the tracking server gets of this trial of a model with this head; its grid lies in `folder`."""
         here = replace(conditions, images=self.images)
         return Report(
             metrics={**self.numbers, "seconds": self.seconds, "seconds_per_image": self.seconds_per_image},
             tags={"metric": here.title, "state": "finished", **here.tags},
-            params={**settings(self.sampling), "images": self.images},
+            params={**settings(self.sampling, head), "images": self.images},
             pictures={"samples/grid": folder / f"{self.identity}.png"},
         )  # fmt: skip
 
@@ -74,9 +76,9 @@ class Unfinished:
     state: Literal["stopped", "failed"]
     reason: str
 
-    def report(self) -> Report:
+    def report(self, head: Head) -> Report:
         """Return what the tracking server gets of this trial: its setting, and why there is no number."""
-        return Report(params=settings(self.sampling), tags={"state": self.state, "reason": self.reason})
+        return Report(params=settings(self.sampling, head), tags={"state": self.state, "reason": self.reason})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ class SweepResult(Result):
     unfinished: tuple[Unfinished, ...] = ()
     figures: tuple[str, ...] = ()
     """Names of the figures that were drawn."""
+    head: Head = field(default_factory=DiffusionHead)
+    """The model's, which decides what of a setting is told."""
 
     @property
     def deciding(self) -> tuple[Trial, ...]:
@@ -155,9 +159,9 @@ class SweepResult(Result):
             files=(path / TRIALS, *((path / PAGE,) if (path / PAGE).exists() else ()),
                    *(path / f"{name}.svg" for name in self.figures)),
             trials={
-                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.conditions))
+                **{identity: (_short(trial.sampling), trial.report(path / "trials", self.conditions, self.head))
                    for identity, trial in named.items()},
-                **{f"{of.state} {fingerprint(canonical(of.sampling))}": (_short(of.sampling), of.report())
+                **{f"{of.state} {fingerprint(canonical(of.sampling))}": (_short(of.sampling), of.report(self.head))
                    for of in self.unfinished},
             },
         )  # fmt: skip
@@ -168,13 +172,14 @@ def trial_identity(sampling: Sampling, images: int, seed: int) -> str:
     return fingerprint([canonical(sampling), images, seed])
 
 
-def label(sampling: Sampling) -> str:
-    """Return a setting in words: what a sweep can search of it."""
+def label(sampling: Sampling, head: Head) -> str:
+    """Return a setting in words: what a sweep can search of it for a model with this head."""
     parts = [
         f"temperature {sampling.temperature:g}"
         + (" on the prediction" if sampling.temperature_on == "prediction" else ""),
         f"CFG {sampling.cfg_scale:g}" + ("" if sampling.cfg_schedule == "linear" else f" {sampling.cfg_schedule}"),
-        f"{sampling.ar_steps} AR x {sampling.diffusion_steps.label()} diffusion steps",
+        f"{sampling.ar_steps} AR"
+        + (f" x {sampling.diffusion_steps.label()} diffusion steps" if denoises(head) else " steps"),
     ]
     default = Sampling()
     parts += [value for value in (sampling.solver, sampling.order) if value not in (default.solver, default.order)]
@@ -184,13 +189,13 @@ def label(sampling: Sampling) -> str:
     return ", ".join(parts)
 
 
-def settings(sampling: Sampling) -> dict[str, Any]:
+def settings(sampling: Sampling, head: Head) -> dict[str, Any]:
     """Return what trials are told apart by, few values: the UI lists them all above each trial's picture."""
     default = Sampling()
     rarely = ("temperature_on", "cfg_schedule", "solver", "order", "max_timestep", "top_k", "top_p")
     return {
         "temperature": sampling.temperature, "cfg_scale": sampling.cfg_scale, "ar_steps": sampling.ar_steps,
-        "diffusion_steps": sampling.diffusion_steps.label(),
+        **({"diffusion_steps": sampling.diffusion_steps.label()} if denoises(head) else {}),
         **{name: getattr(sampling, name) for name in rarely if getattr(sampling, name) != getattr(default, name)},
     }  # fmt: skip
 

@@ -51,7 +51,7 @@ def sampling_sweep(
 
     `reference` is what `make_reference` left. Raises RuntimeError when no trial finished.
     """
-    real = read_reference(reference).about
+    real, model = read_reference(reference).about, read_card(location(subject.model)).model
     identity = [content_digest(location(subject.model)), subject.weights.hash, canonical(real), digests(_MEASURING)]
     identity += [] if subject.use_ema else ["raw weights"]
     folder = out.parent / "trials" / fingerprint(identity)
@@ -60,11 +60,8 @@ def sampling_sweep(
             subject, str(reference), str(folder), sweep.images, sweep.seed, cluster.generate.cpus,
             sweep.planned(base)[0],
         )  # fmt: skip
-        measured = _measure(sweep, base, work, cluster.generate, out)
-    conditions, model = (
-        conditions_against(real, sweep.images, base.precisions),
-        read_card(location(subject.model)).model,
-    )
+        measured = _measure(sweep, base, work, model, cluster.generate, out)
+    conditions = conditions_against(real, sweep.images, base.precisions)
     result = result_of(sweep, measured, conditions, timed_batch(work), model)
     _leave(result, folder, out)
     from tune.page import write_page  # matplotlib takes a second to import
@@ -72,7 +69,7 @@ def sampling_sweep(
     return write_page(result, out)
 
 
-def _measure(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers, out: UPath) -> Measured:
+def _measure(sweep: SamplingSweep, base: Sampling, work: Work, model: Model, workers: Workers, out: UPath) -> Measured:
     def read(ended: Sequence[Ended]) -> list[Trial]:
         return [read_trial(work.path(trial.sampling)) for trial in ended if trial.state == "finished"]
 
@@ -83,7 +80,7 @@ def _measure(sweep: SamplingSweep, base: Sampling, work: Work, workers: Workers,
         raise RuntimeError(f"none of {len(ended)} trials finished: {reasons}")
 
     def run(further: Sequence[Sampling]) -> list[Ended]:
-        stage("sweep", f"beyond the ends: {'; '.join(map(label, further))}")
+        stage("sweep", f"beyond the ends: {'; '.join(label(of, model.head) for of in further)}")
         left = max(sweep.minutes - (time.monotonic() - start) / 60, 1e-9) if sweep.minutes else 0
         return _run_listed(further, work, workers, out / "ray_tune_beyond", left)
 
@@ -181,10 +178,10 @@ def result_of(
         trials=tuple(measured.trials), finalists=tuple(measured.finalists),
         tied=tuple(trial.label for trial in [*(other for other in others if other.is_tied_with(best)), *cut]),
         edges=_edges(sweep, measured.trials, best.sampling, model),
-        front=tuple(measured.front), timed_batch=timed_batch,
+        front=tuple(measured.front), timed_batch=timed_batch, head=model.head,
         unfinished=tuple(
-            Unfinished(label=label(trial.sampling), sampling=trial.sampling, state=trial.state, reason=trial.reason)
-            for trial in measured.ended if trial.state != "finished"
+            Unfinished(label=label(of.sampling, model.head), sampling=of.sampling, state=of.state, reason=of.reason)
+            for of in measured.ended if of.state != "finished"
         ),
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ def _measured(work: Work, sampling: Sampling) -> Trial:
     drawn = merged([part for part in parts if part is not None]).first(work.images)
     of = feature_set(drawn, generator.card.model.num_classes)
     trial = Trial(
-        label=label(sampling), sampling=sampling, images=work.images, seed=work.seed,
+        label=label(sampling, generator.card.model.head), sampling=sampling, images=work.images, seed=work.seed,
         numbers={
             frechet.NAME: round(frechet.frechet_distance(of.statistics, real), 4),
             ERROR: round(frechet_error(of.features, real.mean, real.covariance), 4),

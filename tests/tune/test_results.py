@@ -11,7 +11,7 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.from_json import from_json
 from infra.storage import location
-from tests.small_model import small
+from tests.small_model import small, small_of_codes
 from tune.config import SamplingSweep
 from tune.results import SweepResult, Trial, label, settings
 from tune.sampling_sweep import Measured, result_of, widened
@@ -31,7 +31,7 @@ LARGEST_CFG = "cfg_scale (best at 5, the largest tried: larger --tune.cfg-scale 
 
 def trial(sampling, fd, error=0.1, images=64, seconds=1.0):
     return Trial(
-        label=label(sampling), sampling=sampling, numbers={"fd": fd, "fd_error": error}, images=images, seed=0,
+        label=label(sampling, MODEL.head), sampling=sampling, numbers={"fd": fd, "fd_error": error}, images=images, seed=0,
         seconds=1.0, seconds_per_image=seconds,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def test_trials_within_the_error_of_a_difference_are_called_ties():
     settings = SWEEP.settings(Sampling())
     distances = dict(zip(settings, [5.0, 5.2, 5.5, 9, 9, 9, 9, 9, 9], strict=True))
     result = found(distances.__getitem__)
-    assert result.tied == (label(settings[1]),)  # 0.2 is less than 2 x sqrt(2) x 0.1, and 0.5 is more
+    assert result.tied == (label(settings[1], MODEL.head),)  # 0.2 is less than 2 x sqrt(2) x 0.1, and 0.5 is more
     assert "within error of 1 more" in result.headline()
 
 
@@ -215,8 +215,8 @@ def test_trials_of_every_axis_have_labels_and_settings_of_their_own():
         top_p=(1.0, 0.9),
     )  # fmt: skip
     every = axes.settings(Sampling())
-    assert len({label(sampling) for sampling in every}) == len(every)
-    assert len({json.dumps(settings(sampling)) for sampling in every}) == len(every)
+    assert len({label(sampling, MODEL.head) for sampling in every}) == len(every)
+    assert len({json.dumps(settings(sampling, MODEL.head)) for sampling in every}) == len(every)
 
 
 def test_trial_that_was_cut_by_noise_before_the_finalists_is_a_tie():
@@ -262,3 +262,28 @@ def test_finalists_and_trials_are_told_under_their_own_numbers_of_images():
     assert {of.tags["rank_deficient"] for _, of in report.trials.values()} == {"true"}
     told = {of.tags["metric"] for _, of in report.trials.values()}
     assert told == {"FD (efficientnet-lite0, 640)", "FD (efficientnet-lite0, 64)"}
+
+
+CODES = small_of_codes()
+
+
+def test_of_a_head_without_a_process_no_diffusion_steps_are_told():
+    sweep, failed = replace(SWEEP, top_k=(0, 5)), Ended(replace(BASE, top_k=3), "failed", "out of memory")
+    told = found(bowl(1.0, 3.0), sweep, ended=[failed], model=CODES)
+    assert from_json(json.dumps(canonical(told, identity=False)), SweepResult, "here") == told
+    assert told.unfinished[0].label == "temperature 1, CFG 1, 4 AR steps, top-k 3"
+    assert label(replace(BASE, order="raster"), CODES.head) == "temperature 1, CFG 1, 4 AR steps, raster"
+    runs = [run for _, run in told.report(location("x")).trials.values()]
+    assert len({json.dumps(run.params) for run in runs}) == len(runs) == len(told.trials) + 1
+    assert not any("diffusion_steps" in run.params for run in runs)
+    for continuous in (small(), small(kind="flow")):
+        told = found(bowl(1.0, 3.0), model=continuous)
+        assert all(run.params["diffusion_steps"] == "100" for _, run in told.report(location("x")).trials.values())
+        assert label(BASE, continuous.head) == "temperature 1, CFG 1, 4 AR x 100 diffusion steps"
+
+
+def test_diffusion_steps_of_a_head_without_a_process_are_not_searched():
+    SWEEP.check(CODES, BASE)
+    for steps in ({"diffusion_steps": (5,)}, {"step_schedules": ((9, 5),)}):
+        with pytest.raises(InputError, match="no effect: a categorical head runs no process backwards"):
+            replace(SWEEP, **steps).check(CODES, BASE)
