@@ -16,6 +16,7 @@ import numpy as np
 from mlflow import MlflowClient, entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from requests import HTTPError
 from upath import UPath
 
 from infra.cluster import check_tracking
@@ -52,11 +53,21 @@ def answering(uri: str) -> Iterator[None]:
     """Raise InputError, of one line, for what the store at `uri` refuses, and when it is away for minutes."""
     try:
         yield
-    except MlflowException as error:
-        remedy = ""
-        if error.get_http_status_code() in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            remedy = "; the server knows who asks by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:300]}{remedy}") from None
+    except (MlflowException, HTTPError) as error:
+        raise _refusal(uri, error) from None
+
+
+def _refusal(uri: str, error: MlflowException | HTTPError) -> InputError:
+    remedy = ""
+    if _may_not(error):
+        remedy = "; the server knows who asks by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return InputError(f"--compute.tracking-uri {uri}: {str(error).splitlines()[0][:300]}{remedy}")
+
+
+def _may_not(error: MlflowException | HTTPError) -> bool:
+    """Tell whether the store refused who asked, not what was asked."""
+    code = error.response.status_code if isinstance(error, HTTPError) else error.get_http_status_code()
+    return code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class Tracker:
@@ -242,4 +253,6 @@ def download_model(name: str, uri: str, to: Path | None = None) -> Path:
 
 
 def _no_such(name: str, uri: str, error: MlflowException) -> InputError:
+    if _may_not(error):
+        return _refusal(uri, error)
     return InputError(f"{name}: no such registered model in {uri} ({error.message.splitlines()[0][:200]})")

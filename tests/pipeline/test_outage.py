@@ -18,12 +18,12 @@ STEPS, AWAY_SECONDS = 1500, 60
 FLAGS = [*TINY, "--train.train-steps", str(STEPS), "--train.checkpoint-every", "200", "--train.log-every", "5"]
 
 
-def served(folder, port):
+def served(folder, port, *words, **environment):
     """A server of MLflow on this port, as its own process group, once it answers."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+         "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept"), *words],
+        env={**os.environ, **environment}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_until(lambda: is_served(f"http://127.0.0.1:{port}/health"), 120, "the server's start")
     return process
