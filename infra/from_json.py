@@ -66,7 +66,10 @@ def from_json(text: str, kind: type[T], origin: str, *, strict: bool = True) -> 
     Raises InputError naming `origin` (a file) and the first offending field.
     """
     try:
-        return (_CONVERTER if strict else _LENIENT).structure(json.loads(text), kind)
+        tree = json.loads(text)
+        if not isinstance(tree, dict):
+            raise ValueError(f"expected fields by name, got {str(tree)[:50]!r}")
+        return (_CONVERTER if strict else _LENIENT).structure(tree, kind)
     except (ValueError, TypeError, BaseValidationError) as error:
         detail = (
             cattrs.transform_error(error, format_exception=_reason)[0]

@@ -62,14 +62,14 @@ def is_better(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
     """
     if differ := differing(first, second):
         raise InputError(f"the numbers were not measured under the same conditions: {'; '.join(differ)}")
-    return float(first[NAME]) < float(second[NAME]) - margin(first, second)
+    return _number(first, NAME) < _number(second, NAME) - margin(first, second)
 
 
 def margin(first: Mapping[str, str], second: Mapping[str, str]) -> float:
     """Return what must lie between two numbers: 1.96 standard errors of their difference, or 5 % without errors."""
     if ERROR in first and ERROR in second:
-        return _Z * math.hypot(float(first[ERROR]), float(second[ERROR]))
-    return _MARGIN * float(second[NAME])
+        return _Z * math.hypot(_number(first, ERROR), _number(second, ERROR))
+    return _MARGIN * _number(second, NAME)
 
 
 def promote(client: MlflowClient, name: str, number: str) -> str:
@@ -134,16 +134,26 @@ def ranked(versions: list[Any]) -> list[list[Any]]:
     for version in versions:
         if NAME in version.tags and CONDITIONS in version.tags:
             groups.setdefault(version.tags[CONDITIONS], []).append(version)
-    return [sorted(group, key=lambda version: float(version.tags[NAME])) for group in groups.values()]
+    return [sorted(group, key=lambda version: _number(version.tags, NAME)) for group in groups.values()]
 
 
 def told_number(tags: Mapping[str, str]) -> str:
     """Return a version's number with its error, and whether fewer images than features tell it."""
     if NAME not in tags:
         return "no number"
-    error = f" ± {float(tags[ERROR]):.2g}" if ERROR in tags else ""
+    error = f" ± {_number(tags, ERROR):.2g}" if ERROR in tags else ""
     deficient = ", rank-deficient" if CONDITIONS in tags and _conditions(tags).is_rank_deficient else ""
-    return f"{float(tags[NAME]):.4g}{error}{deficient}"
+    return f"{_number(tags, NAME):.4g}{error}{deficient}"
+
+
+def _number(tags: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(tags[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"a version's tag {name} is {tags[name]!r}, not a number: correct it in MLflow")
+    return value
 
 
 def _conditions(tags: Mapping[str, str]) -> Conditions:

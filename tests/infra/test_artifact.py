@@ -158,6 +158,8 @@ def test_recipe_written_as_json_loads_back_equal(name):
         ('{"name": "x", "train": {"lr": "fast"}}', "lr"),
         ('{"name": "x", "images": {"kind": "video"}}', "must be one of"),
         ("not json", "Expecting value"),
+        ('["x"]', "recipe.json: expected fields by name, got "),
+        ("3", "recipe.json: expected fields by name, got '3'"),
     ],
 )
 def test_recipe_with_a_fault_is_refused_by_name(text, message):

@@ -11,7 +11,7 @@ from upath import UPath
 from infra.errors import InputError
 from infra.tracking import Tracker
 from pipeline.commands.registry import _list
-from pipeline.promotion import differing, is_better, ranked
+from pipeline.promotion import differing, is_better, promote, ranked
 from pipeline.registry import _gather, register
 from tests.pipeline.registered import CONDITIONS, candidate, registered
 from train.card import EMA_WEIGHTS, WEIGHTS
@@ -43,6 +43,26 @@ def test_numbers_of_other_conditions_are_not_compared_and_the_field_is_named(fie
     assert len(differing(tags(1), tags(2, **{field: other}))) == 1
     with pytest.raises(InputError, match=f"{field} .* and {other}"):
         is_better(tags(1), tags(50, **{field: other}))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [("fd", "4,5", "tag fd is '4,5'"), ("fd", "nan", "tag fd is 'nan'"), ("fd_error", "", "tag fd_error is ''"),
+     ("conditions", "[]", "expected fields by name")],
+)  # fmt: skip
+def test_tag_that_somebody_spoilt_is_named_and_nothing_is_promoted(tag, value, told, tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", UPath(tmp_path))
+    run, client = tracker.open("small", "run"), tracker.client
+    client.create_registered_model("small")
+    for spoilt in ({}, {tag: value}):
+        client.create_model_version(
+            "small", f"{tmp_path}/model", run, tags={**tags(50 - 9 * bool(spoilt), 1), **spoilt}
+        )
+    client.set_registered_model_alias("small", "champion", "1")
+    for attempt in (lambda: promote(client, "small", "2"), lambda: _list(client, ["small"])):
+        with pytest.raises(InputError, match=told):
+            attempt()
+    assert str(client.get_registered_model("small").aliases["champion"]) == "1"
 
 
 @pytest.fixture(scope="module")
