@@ -1,7 +1,9 @@
 """Labels from a named field, a named column or a table: numbers, or names of classes."""
 
 import contextlib
+import csv
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +179,10 @@ def test_table_of_numbers_labels_the_samples_of_tars_and_folders(tmp_path):
     [
         ("a,1\nb\n", "line 2: a key and a label are needed, not 'b'"),
         ("a,1\nb, \n", "line 2: a key and a label are needed, not 'b'"),
+        (",1\n", "line 1: a key and a label are needed, not ''"),
+        ('a,1\nb,"2\nc,3\n', "line 3: cannot be read"),
+        ("filename,width,height\na,3,4\n", "which of filename, width, height is the label"),
+        ("a,3,4\n", "which of a, 3, 4 is the label"),
         ("a,1\nb,1\na,2\n", "line 3: 'a' has two labels, '1' and '2'"),
         ("", "holds no labels"),
         (None, "cannot be read"),
@@ -217,6 +223,31 @@ def test_first_line_of_a_table_is_no_class_whatever_program_wrote_it(head, tmp_p
     listing = listed(tmp_path / "flat", labels=str(tmp_path / "labels.csv"))
     assert listing.classes == tuple(names)
     assert labels_by_key(listing) == {f"{name}.png": int(name) for name in names}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_table_of_labels_that_any_program_wrote_gives_each_picture_its_own(seed, tmp_path):
+    random = np.random.default_rng(seed)
+    words = ["cat", "big, cat", 'a "cat"', "e\u0301te\u0301", "a\nb", "x\u2028y", "v1.5", "50%", "a b", "z'", "7"]
+    pictures = {f"{random.choice(words)}/{place} {random.choice(words)}": random.choice(words) for place in range(12)}
+    for name in pictures:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{name}.PNG").write_bytes(picture(1))
+    keys = [lambda name: f"{name}.PNG", str, lambda name: f"./{name}.PNG", lambda name: name.split("/")[1]]
+    names, columns = [["File Name", "label"], ["image_id", "Class"], ["picture", "target"]][random.integers(3)], [0, 1]
+    if random.random() < 0.5:
+        columns = [*random.permutation(2), *[2] * random.integers(3)]
+    rows = [names]
+    rows += [[unicodedata.normalize("NFC", keys[seed % 4](name)), str(label)] for name, label in pictures.items()]
+    with (tmp_path / "labels.csv").open("w", encoding=str(random.choice(["utf-8", "utf-8-sig"])), newline="") as file:
+        writer = csv.writer(
+            file, delimiter=str(random.choice([",", "\t"])), lineterminator=str(random.choice(["\n", "\r\n"])),
+            quoting=int(random.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        )  # fmt: skip
+        writer.writerows([[*row, "more"][column] for column in columns] for row in rows)
+    listing = listed(tmp_path / "in", labels=str(tmp_path / "labels.csv"))
+    found = {key.removesuffix(".PNG"): listing.classes[label] for key, label in labels_by_key(listing).items()}
+    assert found == pictures
 
 
 def test_table_of_labels_serves_parquet_without_a_label_column(tmp_path):
