@@ -196,6 +196,71 @@ def test_table_of_labels_that_is_none_is_refused(text, message, tmp_path):
         listed(tmp_path, labels=str(tmp_path / "labels.csv"))
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("seed", range(10))
+def test_each_table_is_read_by_its_own_names_in_whatever_order(seed, form, tmp_path):
+    random = np.random.default_rng(seed)
+    classes, expected = ["ash", "fir", "oak", "yew"], {}
+    for shard in range(5):
+        names = [str(name) for name in random.permutation(classes)]
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        labels = [int(label) for label in random.integers(-1, 4, 6)]
+        table = pa.table({"image": [picture(shard)] * 6, "label": labels}).replace_schema_metadata(metadata)
+        path = tmp_path / f"{shard}.{form}"
+        if shard == seed % 2:
+            path.write_bytes(b"")
+        elif form == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_stream(path, table.schema) as stream:
+                stream.write_table(table)
+        if shard != seed % 2:
+            expected |= {(f"{shard}", f"{row:06d}"): names[label] for row, label in enumerate(labels) if label >= 0}
+    listing = listed(tmp_path)
+    assert sorted(listing.classes) == classes
+    read = [(shard.name, s) for shard in listing.shards for s in read_shard(listing, shard) if not s.fault]
+    assert {(name, s.key): listing.classes[s.label] for name, s in read} == expected
+
+
+def test_tar_that_a_mac_wrote_is_read_without_what_it_adds(tmp_path):
+    files = [("./a.png", picture(1)), ("./a.cls", b"cat"), ("./b b.png", picture(2)), ("./b b.cls", b"dog")]
+    members = [
+        (other, content) for name, of in files for other, content in ((f"./._{name[2:]}", b"\0\5\x16\7"), (name, of))
+    ]
+    write_tar(tmp_path / "a.tar", [*members, ("__MACOSX/c.png", b"\0\5\x16\7")])
+    listing = listed(tmp_path)
+    assert labels_by_key(listing) == {"./a": 0, "./b b": 1}
+    assert not [s for s in read_shard(listing, listing.shards[0]) if s.fault]
+
+
+def test_numbers_that_are_of_no_class_and_an_empty_first_shard_make_no_class(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"")
+    told = [b"-1", b"cat", b"-20"]
+    write_tar(
+        tmp_path / "1.tar",
+        [(f"{n}.{s}", c) for n, of in enumerate(told) for s, c in (("png", picture(1)), ("cls", of))],
+    )
+    listing = listed(tmp_path)
+    assert listing.classes == ("cat",)
+    assert labels_by_key(listing) == {"1": 0}
+    assert [s.fault for s in read_shard(listing, listing.shards[1]) if s.fault] == ["no label"] * 2
+
+
+def test_whole_number_with_a_point_in_json_is_a_label(tmp_path):
+    metas = [
+        '{"label": 3.0}',
+        '{"label": 0}',
+        '{"label": 0.5}',
+        '{"label": NaN}',
+        '{"label": 1e300}',
+        '{"label": true}',
+    ]
+    members = [(f"{n}.{s}", c) for n, of in enumerate(metas) for s, c in (("png", picture(1)), ("json", of.encode()))]
+    write_tar(tmp_path / "a.tar", members)
+    assert labels_by_key(listed(tmp_path, num_classes=4)) == {"0": 3, "1": 0}
+
+
 def test_pictures_without_labels_are_of_one_class_in_any_layout(tmp_path):
     (tmp_path / "tars").mkdir()
     write_tar(tmp_path / "tars" / "a.tar", [("x.png", picture(1)), ("y.png", picture(2))])

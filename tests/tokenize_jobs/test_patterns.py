@@ -183,7 +183,22 @@ def test_folders_are_listed_side_by_side_and_give_what_find_gives(tmp_path, monk
     assert [f"{root.path}/{name}" for name in found] == sorted(expected)
 
 
-ODD = ["cat", "Dog", "été", "e\u0301te\u0301", "a b", "x{1,2}", "o{pen", "[z]", "#h", "50%", "q?", "back\\slash", "-a", "~"]
+ODD = [
+    "cat",
+    "Dog",
+    "été",
+    "e\u0301te\u0301",
+    "a b",
+    "x{1,2}",
+    "o{pen",
+    "[z]",
+    "#h",
+    "50%",
+    "q?",
+    "back\\slash",
+    "-a",
+    "~",
+]
 
 
 def odd_tree(random, root, elsewhere, depth=0):
@@ -222,7 +237,7 @@ def test_folders_of_any_names_and_links_give_every_picture_once_under_its_class(
     root = tmp_path / str(random.choice(ODD))
     expected = odd_tree(random, root, tmp_path / "elsewhere")
     if not expected:
-        with pytest.raises(InputError, match="holds no|no such|matches no"):
+        with pytest.raises(InputError, match="holds no"):
             scan(str(root))
         return
     classes = sorted({name.split("/")[0] for name in expected})

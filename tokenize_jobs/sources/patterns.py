@@ -86,7 +86,7 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
 
 
 def _matched(path: UPath, name: str) -> Infos:
-    """Return what matches a pattern; on a disk as Python matches it, since fsspec goes into no folder that is a link."""
+    """Return what matches a pattern; on a disk as Python does, for fsspec goes into no folder that is a link."""
     if not is_local(path) or "**" in name:
         return path.fs.glob(name, detail=True)
     return {match: path.fs.info(match) for match in glob.iglob(name)}  # noqa: PTH207  Path's have no absolute pattern
