@@ -148,6 +148,21 @@ def test_same_pictures_in_any_layout_are_the_same_recipe_but_for_their_place_and
     assert (flat.tokenizer, flat.train.train_steps) == (folders.tokenizer, folders.train.train_steps)
 
 
+def test_few_pictures_in_tars_are_counted_whatever_their_sizes(tmp_path):
+    """Larger ones behind those that are opened: by the mean size of these there would be 741."""
+    random = np.random.default_rng(0)
+    sides = [8] * 256 + [48] * 164
+    found = [encoded(Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))) for side in sides]
+    for index, content in enumerate(found):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / f"{index:03d}.png").write_bytes(content)
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "all.tar", [(f"{index:03d}.png", content) for index, content in enumerate(found)])
+    flat, tars = (run_of("--images.path", tmp_path / of, "--images.label", "none").recipe for of in ("flat", "tars"))
+    assert tars.train == flat.train
+    assert tars.train.train_steps == 10_000  # 400 epochs, to two digits
+
+
 def test_what_was_chosen_is_told_and_flags_replace_one_choice_each(pictures, capsys):
     words = ("--images.path", pictures / "folders", "--budget", "minutes")
     plain = run_of(*words).recipe

@@ -1,7 +1,9 @@
 """Labels from a named field, a named column or a table: numbers, or names of classes."""
 
 import contextlib
+import csv
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +179,10 @@ def test_table_of_numbers_labels_the_samples_of_tars_and_folders(tmp_path):
     [
         ("a,1\nb\n", "line 2: a key and a label are needed, not 'b'"),
         ("a,1\nb, \n", "line 2: a key and a label are needed, not 'b'"),
+        (",1\n", "line 1: a key and a label are needed, not ''"),
+        ('a,1\nb,"2\nc,3\n', "line 3: cannot be read"),
+        ("filename,width,height\na,3,4\n", "which of filename, width, height is the label"),
+        ("a,3,4\n", "which of a, 3, 4 is the label"),
         ("a,1\nb,1\na,2\n", "line 3: 'a' has two labels, '1' and '2'"),
         ("", "holds no labels"),
         (None, "cannot be read"),
@@ -188,6 +194,71 @@ def test_table_of_labels_that_is_none_is_refused(text, message, tmp_path):
         (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         listed(tmp_path, labels=str(tmp_path / "labels.csv"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("seed", range(10))
+def test_each_table_is_read_by_its_own_names_in_whatever_order(seed, form, tmp_path):
+    random = np.random.default_rng(seed)
+    classes, expected = ["ash", "fir", "oak", "yew"], {}
+    for shard in range(5):
+        names = [str(name) for name in random.permutation(classes)]
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        labels = [int(label) for label in random.integers(-1, 4, 6)]
+        table = pa.table({"image": [picture(shard)] * 6, "label": labels}).replace_schema_metadata(metadata)
+        path = tmp_path / f"{shard}.{form}"
+        if shard == seed % 2:
+            path.write_bytes(b"")
+        elif form == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_stream(path, table.schema) as stream:
+                stream.write_table(table)
+        if shard != seed % 2:
+            expected |= {(f"{shard}", f"{row:06d}"): names[label] for row, label in enumerate(labels) if label >= 0}
+    listing = listed(tmp_path)
+    assert sorted(listing.classes) == classes
+    read = [(shard.name, s) for shard in listing.shards for s in read_shard(listing, shard) if not s.fault]
+    assert {(name, s.key): listing.classes[s.label] for name, s in read} == expected
+
+
+def test_tar_that_a_mac_wrote_is_read_without_what_it_adds(tmp_path):
+    files = [("./a.png", picture(1)), ("./a.cls", b"cat"), ("./b b.png", picture(2)), ("./b b.cls", b"dog")]
+    members = [
+        (other, content) for name, of in files for other, content in ((f"./._{name[2:]}", b"\0\5\x16\7"), (name, of))
+    ]
+    write_tar(tmp_path / "a.tar", [*members, ("__MACOSX/c.png", b"\0\5\x16\7")])
+    listing = listed(tmp_path)
+    assert labels_by_key(listing) == {"./a": 0, "./b b": 1}
+    assert not [s for s in read_shard(listing, listing.shards[0]) if s.fault]
+
+
+def test_numbers_that_are_of_no_class_and_an_empty_first_shard_make_no_class(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"")
+    told = [b"-1", b"cat", b"-20"]
+    write_tar(
+        tmp_path / "1.tar",
+        [(f"{n}.{s}", c) for n, of in enumerate(told) for s, c in (("png", picture(1)), ("cls", of))],
+    )
+    listing = listed(tmp_path)
+    assert listing.classes == ("cat",)
+    assert labels_by_key(listing) == {"1": 0}
+    assert [s.fault for s in read_shard(listing, listing.shards[1]) if s.fault] == ["no label"] * 2
+
+
+def test_whole_number_with_a_point_in_json_is_a_label(tmp_path):
+    metas = [
+        '{"label": 3.0}',
+        '{"label": 0}',
+        '{"label": 0.5}',
+        '{"label": NaN}',
+        '{"label": 1e300}',
+        '{"label": true}',
+    ]
+    members = [(f"{n}.{s}", c) for n, of in enumerate(metas) for s, c in (("png", picture(1)), ("json", of.encode()))]
+    write_tar(tmp_path / "a.tar", members)
+    assert labels_by_key(listed(tmp_path, num_classes=4)) == {"0": 3, "1": 0}
 
 
 def test_pictures_without_labels_are_of_one_class_in_any_layout(tmp_path):
@@ -217,6 +288,31 @@ def test_first_line_of_a_table_is_no_class_whatever_program_wrote_it(head, tmp_p
     listing = listed(tmp_path / "flat", labels=str(tmp_path / "labels.csv"))
     assert listing.classes == tuple(names)
     assert labels_by_key(listing) == {f"{name}.png": int(name) for name in names}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_table_of_labels_that_any_program_wrote_gives_each_picture_its_own(seed, tmp_path):
+    random = np.random.default_rng(seed)
+    words = ["cat", "big, cat", 'a "cat"', "e\u0301te\u0301", "a\nb", "x\u2028y", "v1.5", "50%", "a b", "z'", "7"]
+    pictures = {f"{random.choice(words)}/{place} {random.choice(words)}": random.choice(words) for place in range(12)}
+    for name in pictures:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{name}.PNG").write_bytes(picture(1))
+    keys = [lambda name: f"{name}.PNG", str, lambda name: f"./{name}.PNG", lambda name: name.split("/")[1]]
+    names, columns = [["File Name", "label"], ["image_id", "Class"], ["picture", "target"]][random.integers(3)], [0, 1]
+    if random.random() < 0.5:
+        columns = [*random.permutation(2), *[2] * random.integers(3)]
+    rows = [names]
+    rows += [[unicodedata.normalize("NFC", keys[seed % 4](name)), str(label)] for name, label in pictures.items()]
+    with (tmp_path / "labels.csv").open("w", encoding=str(random.choice(["utf-8", "utf-8-sig"])), newline="") as file:
+        writer = csv.writer(
+            file, delimiter=str(random.choice([",", "\t"])), lineterminator=str(random.choice(["\n", "\r\n"])),
+            quoting=int(random.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        )  # fmt: skip
+        writer.writerows([[*row, "more"][column] for column in columns] for row in rows)
+    listing = listed(tmp_path / "in", labels=str(tmp_path / "labels.csv"))
+    found = {key.removesuffix(".PNG"): listing.classes[label] for key, label in labels_by_key(listing).items()}
+    assert found == pictures
 
 
 def test_table_of_labels_serves_parquet_without_a_label_column(tmp_path):

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
 
-from tokenize_jobs.sources.columns import classes_in, image_and_label, raise_if_of_storage, to_sample, told_classes
+from tokenize_jobs.sources.columns import (
+    classes_in,
+    image_and_label,
+    own_names,
+    raise_if_of_storage,
+    to_sample,
+    told_classes,
+)
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
 
 if TYPE_CHECKING:
@@ -28,15 +35,13 @@ def _takes(name: str) -> bool:
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
-    """Return what the first table's metadata tells. Raises InputError when it has no such column of labels."""
+    return told_classes(root, files, label, _schema)
+
+
+def _schema(file: BinaryIO) -> "pa.Schema":
     import pyarrow as pa  # takes a while, and a cached answer about other layouts needs none
 
-    try:
-        with (root / files[0]).open("rb") as file:
-            return told_classes(root / files[0], pa.ipc.open_stream(file).schema, label)
-    except (OSError, ValueError, MemoryError) as error:  # damaged: its shard's reader says so
-        raise_if_of_storage(error)
-        return ()
+    return pa.ipc.open_stream(file).schema
 
 
 def _names(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
@@ -72,10 +77,11 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
     with (root / shard.files[0]).open("rb") as file:
         try:
             for batch in _batches(file, partial(image_and_label, label=label)):
+                names = own_names(batch.schema, label)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                         if wants(key := f"{row:06d}"):
-                            yield to_sample(key, value[batch.schema.names[0]], value.get(label))
+                            yield to_sample(key, value[batch.schema.names[0]], value.get(label), names)
                         row += 1
         except (OSError, ValueError, MemoryError) as error:  # pyarrow's errors derive from these
             raise_if_of_storage(error)

@@ -17,14 +17,33 @@ if TYPE_CHECKING:  # takes a while to import, and a cached answer about other la
     import pyarrow as pa
 
 _IMAGES = ("image", "img")
-_AT_ONCE = 16
+_AT_ONCE, _LOOKED_AT = 16, 16
 
 
-def told_classes(path: UPath, schema: "pa.Schema", label: str) -> tuple[str, ...]:
-    """Return the names of Hugging Face's ClassLabel, which its library writes into a schema's metadata.
+def told_classes(
+    root: UPath, files: Sequence[str], label: str, schema_of: "Callable[[BinaryIO], pa.Schema]"
+) -> tuple[str, ...]:
+    """Return what the metadata of the first table tells, or of the next few where that one is damaged or tells nothing.
 
-    Raises InputError when the table at `path` has no column of that name, or none of numbers or texts.
+    Raises InputError when the first has no column of that name, or none of numbers or texts.
     """
+    is_first = True
+    for name in files[:_LOOKED_AT]:
+        try:
+            with (root / name).open("rb") as file:
+                schema = schema_of(file)
+        except (OSError, ValueError, MemoryError) as error:  # damaged: its shard's reader says so
+            raise_if_of_storage(error)
+            continue
+        if is_first:
+            _require_labels(root / name, schema, label)
+        if names := own_names(schema, label):
+            return names
+        is_first = False
+    return ()
+
+
+def _require_labels(path: UPath, schema: "pa.Schema", label: str) -> None:
     if label not in schema.names or not _holds_labels(schema.field(label).type):
         kinds = [name for name in schema.names if _holds_labels(schema.field(name).type)]
         fault = f"no column {label!r}; there are {', '.join(schema.names)}"
@@ -33,6 +52,10 @@ def told_classes(path: UPath, schema: "pa.Schema", label: str) -> tuple[str, ...
         chosen = f"Choose with --images.label {get_close_matches(label, kinds, 1, 0)[0]}, or" if kinds else "Say"
         no_labels = "none" if kinds else "--images.label none"
         raise InputError(f"image source {path}: {fault}. {chosen} {no_labels} if the pictures have no labels.")
+
+
+def own_names(schema: "pa.Schema", label: str) -> tuple[str, ...]:
+    """Return the names of Hugging Face's ClassLabel, which its library writes into a schema's metadata."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
@@ -82,12 +105,18 @@ def image_and_label(schema: "pa.Schema", label: str) -> list[str]:
     return columns
 
 
-def to_sample(key: str, image: Any, label: Any) -> Sample:  # noqa: ANN401
-    """Return a row: bytes or a struct with `bytes`, and its label; -1 for one that is neither number nor text."""
+def to_sample(key: str, image: Any, label: Any, names: Sequence[str]) -> Sample:  # noqa: ANN401
+    """Return a row: bytes or a struct with `bytes`, and its label; -1 for one that is neither number nor text.
+
+    A number is that of the table's own `names`, where it has some: another table may have them in another order.
+    """
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes):
         return Sample(key, fault="no image bytes")
-    return Sample(key, content, label if isinstance(label, int | str) and not isinstance(label, bool) else -1)
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        return Sample(key, content)
+    is_named = isinstance(label, int) and 0 <= label < len(names)
+    return Sample(key, content, names[label] if is_named else label)
 
 
 def raise_if_of_storage(error: Exception) -> None:

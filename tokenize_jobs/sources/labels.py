@@ -2,6 +2,9 @@
 
 import csv
 import hashlib
+import io
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,13 +15,10 @@ from infra.storage import location
 
 MOST_CLASSES = 100_000
 """Larger numbers are none of a class, as dates."""
-_KEYS = {
-    "key", "id", "image", "image_id", "image_name", "img", "file", "file_name", "filename", "file_path", "filepath",
-    "name", "path",
-}  # fmt: skip
+_KEYS = {"key", "id", "image", "imageid", "imagename", "img", "file", "filename", "filepath", "name", "path"}
 _MOST_DIGITS, _MOST_LABEL_DIGITS = 6, 18
-_LABELS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
-"""Words of a table's first line, above keys and above labels."""
+_LABELS = {"label", "labels", "class", "classid", "classname", "category", "target"}
+"""Words of a table's first line, above keys and above labels; whatever is between the words in them."""
 
 NONE = "none"
 """Name of the label of pictures that have none, or whose labels are not asked for: one class."""
@@ -54,7 +54,8 @@ class Labels:
             return 0
         if self.table:
             rows = _read(self.table)
-            names = (key, PurePosixPath(key).name, PurePosixPath(key).stem)
+            path = _path(key)
+            names = (str(path), str(path.parent / path.stem), path.name, path.stem)
             label = next((rows[name] for name in names if name in rows), -1)
         if isinstance(label, str):
             return numbers[label] if label in numbers else int(label) if is_number(label) else label
@@ -69,11 +70,35 @@ def is_number(text: str) -> bool:
 OWN_LABELS = Labels()
 
 
-def _rows(lines: list[str], delimiter: str, path: str) -> Iterator[list[str]]:
+def _path(key: str) -> PurePosixPath:
+    """Return a key as a path without './', in composed letters: some systems take those of file names apart."""
+    return PurePosixPath(unicodedata.normalize("NFC", key))
+
+
+def _rows(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the line and the words of each row."""
+    rows = csv.reader(
+        io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",", strict=True
+    )
     try:
-        yield from csv.reader(lines, delimiter=delimiter)
+        yield from ((rows.line_num, [word.strip() for word in row]) for row in rows if row)
     except csv.Error as error:
-        raise InputError(f"labels {path}: cannot be read ({error})") from None
+        raise InputError(f"labels {path}, line {rows.line_num}: cannot be read ({error})") from None
+
+
+def _columns(words: list[str], path: str) -> tuple[int, int] | None:
+    """Return the places of key and label by the words of a table's first line; None where it is a row.
+
+    Raises InputError for more columns, none of which is called a label.
+    """
+    names = [re.sub(r"[\W_]", "", word.lower()) for word in words]
+    label = next((place for place, name in enumerate(names) if name in _LABELS), None)
+    key = next((place for place, name in enumerate(names) if name in _KEYS), None)
+    if label is None and sum(map(bool, words)) > 2:
+        raise InputError(f"labels {path}: which of {', '.join(words)} is the label? Name two columns key and label.")
+    if label is None and key != 0:
+        return None
+    return int(label == 0) if key is None else key, 1 if label is None else label
 
 
 @lru_cache(maxsize=2)
@@ -81,20 +106,23 @@ def _read(table: str) -> dict[str, str]:
     """Return the label of each key. Raises InputError naming a line that is no (key, label) or contradicts another."""
     path = location(table)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     rows: dict[str, str] = {}
-    delimiter = "\t" if lines and "\t" in lines[0] else ","
-    for number, row in enumerate(_rows(lines, delimiter, str(path)), 1):
-        words = [word.strip() for word in row]
-        if not row or (number == 1 and (words[0].lower() in _KEYS or (words[1:2] and words[1].lower() in _LABELS))):
-            continue
-        if len(row) < 2 or not words[1]:
-            raise InputError(f"labels {path}, line {number}: a key and a label are needed, not {row[0]!r}")
-        key, label = words[:2]
+    columns = None
+    for line, words in _rows(text, str(path)):
+        if columns is None:
+            found, columns = _columns(words, str(path)), (0, 1)
+            if found is not None:
+                columns = found
+                continue
+        key, label = (words[column] if column < len(words) else "" for column in columns)
+        if not (key and label):
+            raise InputError(f"labels {path}, line {line}: a key and a label are needed, not {words[0]!r}")
+        key = str(_path(key))
         if rows.setdefault(key, label) != label:
-            raise InputError(f"labels {path}, line {number}: {key!r} has two labels, {rows[key]!r} and {label!r}")
+            raise InputError(f"labels {path}, line {line}: {key!r} has two labels, {rows[key]!r} and {label!r}")
     if not rows:
         raise InputError(f"labels {path}: holds no labels")
     return rows

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
 
-from tokenize_jobs.sources.columns import classes_in, image_and_label, raise_if_of_storage, to_sample, told_classes
+from tokenize_jobs.sources.columns import (
+    classes_in,
+    image_and_label,
+    own_names,
+    raise_if_of_storage,
+    to_sample,
+    told_classes,
+)
 from tokenize_jobs.sources.shard import Layout, Sample, Shard, Wants, shard_a_file
 
 if TYPE_CHECKING:
@@ -20,15 +27,13 @@ def _takes(name: str) -> bool:
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
-    """Return what the first table's metadata tells. Raises InputError when it has no such column of labels."""
+    return told_classes(root, files, label, _schema)
+
+
+def _schema(file: BinaryIO) -> "pa.Schema":
     import pyarrow.parquet as pq  # takes a while, and a cached answer about other layouts needs none
 
-    try:
-        with (root / files[0]).open("rb") as file:
-            return told_classes(root / files[0], pq.ParquetFile(file).schema_arrow, label)
-    except (OSError, ValueError) as error:  # damaged: its shard's reader says so
-        raise_if_of_storage(error)
-        return ()
+    return pq.ParquetFile(file).schema_arrow
 
 
 def _names(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
@@ -47,7 +52,7 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
     with (root / shard.files[0]).open("rb") as file:
         try:
             table = pq.ParquetFile(file)
-            columns = image_and_label(table.schema_arrow, label)
+            columns, names = image_and_label(table.schema_arrow, label), own_names(table.schema_arrow, label)
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these
             raise_if_of_storage(error)
             yield Sample(shard.name, fault=f"not a Parquet table of images: {error}"[:200])
@@ -59,7 +64,7 @@ def _read(root: UPath, shard: Shard, wants: Wants, label: str) -> Iterator[Sampl
                 for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
                     for value in batch.to_pylist():
                         if wants(key := f"{row:06d}"):
-                            yield to_sample(key, value[columns[0]], value.get(label))
+                            yield to_sample(key, value[columns[0]], value.get(label), names)
                         row += 1
             except (OSError, ValueError) as error:
                 raise_if_of_storage(error)

@@ -1,8 +1,11 @@
 """What a user writes of a source -> its files: a folder, a file, a list `A::B`, braces `{000..146}`, wildcards `*`."""
 
+import glob
 import posixpath
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
@@ -11,7 +14,7 @@ from upath import UPath
 
 from infra.console import Progress, waiting
 from infra.errors import InputError
-from infra.storage import location
+from infra.storage import is_local, location
 
 Infos = dict[str, dict[str, Any]]
 _WILD = frozenset("*?[")
@@ -45,12 +48,17 @@ def absolute(text: str) -> str:
 
 def _expanded(text: str) -> list[UPath]:
     try:
-        paths = [location(path) for word in text.split("::") for path in braceexpand(word)]
+        paths = [location(path) for word in text.split("::") for path in _braces(word)]
     except UnbalancedBracesError as error:
         raise InputError(f"image source {text}: {error}") from None
     if len({path.protocol for path in paths}) > 1:
         raise InputError(f"image source {text}: lies on several filesystems; give those of one")
     return paths
+
+
+def _braces(word: str) -> Iterable[str]:
+    """Expand braces, but for those in the name of a local file or folder that there is."""
+    return [word] if is_local(path := location(word)) and path.exists() else braceexpand(word)
 
 
 def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
@@ -67,7 +75,7 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     if not _WILD & set(name):
         raise InputError(f"image source {path}: no such file or folder")
     with waiting("pictures", f"listing {name}", _EVERY_SECONDS):
-        matched = path.fs.glob(name, detail=True)
+        matched = _matched(path, name)
     found = {match: info for match, info in matched.items() if info["type"] == "file" or path.fs.isfile(match)}
     for folder in matched.keys() - found.keys():
         found |= _find(path.fs, folder)
@@ -77,13 +85,23 @@ def _below(path: UPath, listed: dict[str, Infos]) -> tuple[str, Infos]:
     return folder, found
 
 
+def _matched(path: UPath, name: str) -> Infos:
+    """Return what matches a pattern; on a disk as Python does, for fsspec goes into no folder that is a link."""
+    if not is_local(path) or "**" in name:
+        return path.fs.glob(name, detail=True)
+    return {match: path.fs.info(match) for match in glob.iglob(name)}  # noqa: PTH207  Path's have no absolute pattern
+
+
 def _seen(infos: Infos, folder: str) -> Infos:
     """Return the files below a folder without what programs hide there: ._IMG.jpg, .ipynb_checkpoints, __MACOSX."""
     return {name: info for name, info in infos.items() if not _HIDDEN.search(name, len(folder.rstrip("/")))}
 
 
 def _find(fs: AbstractFileSystem, folder: str) -> Infos:
-    """Return the files below a folder, many folders listed at once; says how far it is when there are many files."""
+    """Return the files below a folder, many folders listed at once; says how far it is when there are many files.
+
+    Links to folders are followed, but for those that lead back up.
+    """
     files, folders = Infos(), [folder]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in range(_LEVELS):  # where few folders hold all others, there is more to share below them
@@ -98,6 +116,11 @@ def _find(fs: AbstractFileSystem, folder: str) -> Infos:
             files |= infos
             if len(files) >= _MANY:
                 progress.update(done, f", {len(files):,} files")
+    for name in [name for name, info in files.items() if info.get("islink") and Path(name).is_dir()]:
+        del files[name]
+        target = Path(name).resolve()
+        if not any(above.resolve().is_relative_to(target) for above in Path(name).parents):
+            files |= _find(fs, name)
     return files
 
 

@@ -1,6 +1,7 @@
 """A look at a source of pictures before anything is made of it: how many, and what a seeded sample of them is like.
 
-Single files and Parquet tables tell their number; that of tars is by the mean size of the pictures opened.
+Single files and Parquet tables tell their number. Of others small sources are read through for it; that of larger ones
+is by the mean size of the pictures opened.
 """
 
 from collections import Counter
@@ -22,6 +23,7 @@ from tokenize_jobs.sources.shard import Sample, Shard
 
 MOST_OPENED = 256
 _MOST_SHARDS, _MOST_FOOTERS, _AT_ONCE = 16, 1024, 16
+_MOST_READ = 1 << 26  # bytes, read through in seconds however small the pictures are
 _TAR_BYTES = 3.5 * 512  # around a picture and in its .cls: two headers, a block, half a block to fill the last
 SINGLE_FILES = ("folder", "flat")
 
@@ -102,13 +104,19 @@ def _decoded(sample: Sample) -> Image.Image:
 
 
 def counted(listing: Listing) -> int | None:
-    """Return how many pictures there are where the files tell: one a file, or rows in a table's footer. Else None."""
+    """Return how many pictures there are: one a file, rows in a table's footer, or of 64 MiB those read. Else None."""
     if listing.format in SINGLE_FILES:
         return sum(len(shard.files) for shard in listing.shards)
-    if listing.format != "parquet" or len(listing.shards) > _MOST_FOOTERS:
+    is_table = listing.format == "parquet" and len(listing.shards) <= _MOST_FOOTERS
+    if not is_table and not 0 < listing.total_bytes <= _MOST_READ:  # 0: the filesystem does not tell
         return None
+    count = _rows if is_table else _readable
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return sum(pool.map(lambda shard: _rows(listing, shard), listing.shards))
+        return sum(pool.map(lambda shard: count(listing, shard), listing.shards))
+
+
+def _readable(listing: Listing, shard: Shard) -> int:
+    return sum(not sample.fault for sample in read_shard(listing, shard))
 
 
 def _rows(listing: Listing, shard: Shard) -> int:

@@ -4,6 +4,7 @@ Only images and the members that hold labels are read; nothing is unpickled and 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
@@ -19,6 +20,8 @@ from tokenize_jobs.sources.shard import IMAGE_SUFFIXES, Layout, Sample, Shard, W
 from tokenize_jobs.sources.tar import Damage, Member, Seekable, walk
 
 _LOOKED_AT, _AT_ONCE = 16, 16
+_HIDDEN = re.compile(r"(^|/)(\._|__MACOSX/)")
+"""Members that a Mac puts before each file."""
 
 
 def _takes(name: str) -> bool:
@@ -52,11 +55,11 @@ def _told_in(label: str) -> set[str]:
 
 
 def _names(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
-    """Return the texts among the labels of all shards, sorted; none where the first one's first samples have no text.
+    """Return the texts among the labels of all shards, sorted; none where the first ones' first samples have no text.
 
     Raises InputError for more texts than there are classes anywhere.
     """
-    if not _texts(root / files[0], label, _LOOKED_AT):
+    if not any(_texts(root / name, label, _LOOKED_AT) for name in files[:_LOOKED_AT]):
         return ()
     found, progress = set[str](), Progress("pictures", len(files), "shards read for the names of classes")
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -111,6 +114,8 @@ def _groups(
         if isinstance(member, Damage):
             damage.append(member.reason)
             continue
+        if _HIDDEN.search(member.name):
+            continue
         name, suffix = _split(member.name)
         if name != key or suffix in members:  # once more: another sample, which `read_shard` calls a duplicate
             yield key, members, damage
@@ -148,10 +153,13 @@ def _label(members: dict[str, Member], name: str) -> int | str:
     try:
         if told is not None:
             text = (told.content or b"").decode().strip()
-            return int(text) if text.isdecimal() or not text.isprintable() or not text else text
+            is_whole = text.removeprefix("-").isdecimal()
+            return int(text) if is_whole or not text.isprintable() or not text else text
         value = json.loads(members[".json"].content or b"")[name]
     except (KeyError, ValueError, TypeError, RecursionError):
         return -1
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of numbers beside missing ones
+        return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else -1
 
 
