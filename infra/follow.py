@@ -46,10 +46,12 @@ def _new(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """Return a line; None where its process was killed while it wrote, or a disk has damaged it."""
     try:
-        return json.loads(raw)
-    except ValueError:  # the process was killed while it wrote
+        line = json.loads(raw)
+    except ValueError:
         return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 @contextmanager

@@ -70,13 +70,13 @@ def _keep_if_best(root: Path, folder: Path, by: str, value: float, under: str) -
 
 
 def best(root: Path) -> Best | None:
-    """Return the best that was kept, or None."""
+    """Return the best that was kept, or None, also where the note of it is damaged."""
     try:
         note = read_json(root / _NOTE)
-        found = Best(root / FOLDER / note["folder"], note["by"], note["value"], note.get("under", ""))
-    except (OSError, ValueError, KeyError):
+        found = Best(root / FOLDER / note["folder"], note["by"], float(note["value"]), note.get("under", ""))
+    except (OSError, ValueError, KeyError, TypeError):  # the last one of JSON that is no such note
         return None
-    return found if any(found.folder.glob("*.json")) else None
+    return found if found.by in _BY and any(found.folder.glob("*.json")) else None
 
 
 def _same_file(source: Path, target: Path) -> None:

@@ -89,14 +89,20 @@ class TrainJob:
 
 
 def train_worker(payload: dict[str, TrainJob]) -> dict[str, Any]:
-    """Train to the last step, going on from the newest checkpoint of this run, if there is one."""
-    job = payload["job"]
+    """Train to the last step, going on from the newest checkpoint of this run, if there is one.
+
+    Raises InputError where one of several workers finds what it is given damaged: Ray ends those that wait for it.
+    """
     context = ray.train.get_context()
-    worker = _Worker(job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    rank, world = context.get_world_rank(), context.get_world_size()
     try:
-        return worker.train()
-    except (FloatingPointError, InputError) as error:  # would happen again: not worth Ray's retries
-        return {FAILED if isinstance(error, FloatingPointError) else REFUSED: str(error)}
+        return _Worker(payload["job"], rank, world, ray.train.torch.get_device()).train()
+    except FloatingPointError as error:  # of all workers; it would happen again: not worth Ray's retries
+        return {FAILED: str(error)}
+    except InputError as error:
+        if world > 1:
+            raise
+        return {REFUSED: str(error)}
 
 
 class _Worker:

@@ -1,7 +1,8 @@
 """What a training goes on from: weights, averages and moments after a step, with checksums; none of it is code.
 
     step_00001000/part_00000-of-00002.safetensors   what the first of two workers wrote
-    step_00001000/part_00000-of-00002.json          bytes and sha256 of it, and of which training; written after it
+    step_00001000/part_00000-of-00002.json          bytes and sha256 of it, of which training, and sha256 of all that;
+                                                    written after it
 
 The parts are a checkpoint as torch.distributed.checkpoint has them in safetensors: any number of workers, cut models or
 whole ones, read from them what each needs. A folder that does not hold what its records say is passed over, and the one
@@ -28,7 +29,7 @@ from train.optimizer import Optimization
 from train.sharding import is_cut
 
 MODEL, EMA_OF_IT = "model", "ema"
-_STEP, _OFFSETS = "step_", "DCP_SHARDING_INFO"
+_STEP, _OFFSETS, _CHECK = "step_", "DCP_SHARDING_INFO", "check"
 
 
 class Piece(NamedTuple):
@@ -89,7 +90,8 @@ def write_progress(
     save_file({name: piece.values for name, piece in pieces.items()}, part, {_OFFSETS: json.dumps(offsets)})
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    write_json(_record(part), {"bytes": part.stat().st_size, "sha256": _digest(part), "of": of or {}})
+    record = {"bytes": part.stat().st_size, "sha256": _digest(part), "of": of or {}}
+    write_json(_record(part), {**record, _CHECK: _digest_of(record)})
 
 
 def is_written(folder: Path, world: int) -> bool:
@@ -146,8 +148,8 @@ def check_same(root: Path, of: Mapping[str, Any]) -> None:
     """Raise InputError naming each field where a progress below `root` is of another training than `of` tells."""
     for record in sorted(root.glob(f"{_STEP}*/part_*.json")):
         try:
-            found = read_json(record)["of"]
-        except (OSError, ValueError, KeyError):
+            found = _recorded(record)["of"]
+        except (OSError, ValueError):
             continue  # damaged: it will be passed over
         if found and (lines := differences(found, of)):
             differing = "\n".join(f"  {line}" for line in lines)
@@ -180,12 +182,12 @@ def fault(folder: Path) -> str:
     except StopIteration:
         earlier = (folder / "progress.pt").exists()
         return "written by an earlier version, which alone goes on from it" if earlier else "not finished"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         return f"not finished ({type(error).__name__})"
 
 
 def _part_fault(part: Path) -> str:
-    record, size = read_json(_record(part)), part.stat().st_size
+    record, size = _recorded(_record(part)), part.stat().st_size
     if size != record["bytes"]:
         return f"{part.name} has {size} bytes instead of {record['bytes']}"
     return "" if _digest(part) == record["sha256"] else f"{part.name} is not what was written"
@@ -197,6 +199,20 @@ def _part(folder: Path, rank: int, world: int) -> Path:
 
 def _record(part: Path) -> Path:
     return part.with_suffix(".json")
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Return what `write_progress` recorded. Raises OSError or ValueError where it is not what was written."""
+    match read_json(path):
+        case {"bytes": _, "sha256": _, "of": dict(), **rest} as record if rest.keys() <= {_CHECK}:
+            known = {name: value for name, value in record.items() if name != _CHECK}
+            if rest.get(_CHECK) in (None, _digest_of(known)):
+                return record
+    raise ValueError(f"{path.name} is not what was written")
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -254,13 +254,17 @@ def _fit(job: TrainJob, group: Group, out: UPath, measuring: ray.train.Validatio
         except ray.exceptions.RayActorError as error:
             raise RuntimeError(f"training failed: Ray Train's controller ended: {error}") from None
         except ray.train.TrainingFailedError as error:
-            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            workers, controller = (getattr(error, of, None) for of in ("worker_failures", "controller_failure"))
+            if isinstance(controller, WorkerGroupStartupTimeoutError):
                 stage("checkpoint", f"no nodes hold {group.fewest.count} workers: waiting for them")
                 continue
+            if refused := [each for each in (workers or {}).values() if isinstance(each, InputError)]:
+                raise refused[0] from None
             reached = newest_whole(Path(job.progress))
             if reached is None or (begun is not None and step_of(reached) <= step_of(begun)):
                 raise RuntimeError(f"training failed: {error}") from None
-            stage("checkpoint", f"failed {_MOST_FAILURES} times: {str(error).strip().splitlines()[-1]}")
+            times = "" if controller else f" {_MOST_FAILURES} times"
+            stage("checkpoint", f"failed{times}, after progress: {str(error).strip().splitlines()[-1]}")
 
 
 def _trainer(

@@ -29,6 +29,25 @@ def test_log_of_runs_killed_anywhere_holds_each_step_once_as_it_was_made_last(tm
         assert [(line["step"], line["run"]) for line in logged(path)] == sorted(made.items())
 
 
+def test_damaged_lines_of_a_log_are_passed_over(tmp_path):
+    random, path, lines = (
+        np.random.default_rng(5),
+        tmp_path / "log",
+        [{"step": step, "loss": 1.5} for step in range(1, 21)],
+    )
+    for line in lines:
+        append(path, line)
+    whole = path.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            content[random.integers(len(content))] = random.integers(256)
+        path.write_bytes(content)
+        assert len([line for line in logged(path) if line in lines]) >= 20 - 2 * 3, "a line's end belongs to two"
+    path.write_text('3\n[]\n{"stfp": 1}\n{"step": "1"}\n{"step": 2}\n')
+    assert logged(path) == [{"step": 2}]
+
+
 def test_follower_is_told_the_lines_added_meanwhile_and_no_others(tmp_path):
     path, told = tmp_path / "log.jsonl", []
     write_steps(path, [980, 1000, 1020])

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.train.test_progress import truncate, weights, write
+from tests.train.test_progress import hit, truncate, weights, write
 from train import best as module
 from train.best import DISTANCE, LOSS, best, keep_if_best
 from train.progress import fault, newest_whole
@@ -56,6 +56,23 @@ def test_damaged_best_is_named_and_not_written_as_a_model(tmp_path, capsys):
     assert _write_best(None, tmp_path, tmp_path) is None
     assert "damaged checkpoint" in capsys.readouterr().out
     assert not (tmp_path / "best" / "model.json").exists()
+
+
+def test_note_hit_anywhere_stops_no_save_and_names_a_checkpoint_or_none(tmp_path):
+    random, note = np.random.default_rng(0), tmp_path / "best.json"
+    folders = [written(tmp_path, step) for step in (1, 2)]
+    for number in range(300):
+        if number % 2:
+            if number % 4 != 1:  # else over what is damaged there
+                note.unlink(missing_ok=True)
+            keep_if_best(tmp_path, folders[number % 2], (LOSS, DISTANCE)[number % 3 == 0], float(random.random()))
+        if note.exists() and note.stat().st_size:
+            hit(note, random)
+        found = best(tmp_path)
+        assert found is None or (found.by in (LOSS, DISTANCE) and not fault(found.folder))
+    note.write_text("3")
+    assert best(tmp_path) is None
+    assert keep_if_best(tmp_path, folders[0], DISTANCE, 1e9)
 
 
 def test_distances_under_other_conditions_are_not_ranked_together(tmp_path):

@@ -210,7 +210,8 @@ def test_lost_node_costs_the_training_time_alone(nodes, root):
     folder = root / "raylet"
     process = start(folder, False, nodes.address)
     wait_for_step(folder, 2 * EVERY, process)
-    working = next(p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or []))
+    begun = psutil.Process().children(recursive=True)  # others may train on this machine
+    working = next(p for p in begun if "RayTrainWorker" in " ".join(p.cmdline()))
     killed = next(
         node for node in nodes.worker_nodes
         if node.all_processes["raylet"][0].process.pid in {parent.pid for parent in working.parents()}

@@ -1,5 +1,7 @@
 """Which checkpoint a training goes on from: the newest that is whole, whatever happened to those after it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,57 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, seed, r
     assert weights(folder).eq(8).all()
     assert len(told) == 1
     assert "step_00000012" in told[0]
+
+
+def hit(file, random):
+    """Damage a file as disks and kills do: bits, bytes, a torn end, zeros from somewhere on, or nothing left."""
+    content, kind = bytearray(file.read_bytes()), random.integers(5)
+    at = int(random.integers(len(content)))
+    if kind == 0:
+        content[at] ^= 1 << int(random.integers(8))
+    elif kind == 1:
+        content[at] = (content[at] + int(random.integers(1, 256))) % 256
+    elif kind == 2:
+        content = content[:at]
+    elif kind == 3:
+        content[at:] = bytes(len(content) - at)
+    else:
+        content = bytearray()
+    damages = bytes(content) != file.read_bytes()
+    file.write_bytes(content)
+    return damages
+
+
+OF = {"train": {"lr": 0.1, "batch_size": 16, "model": {"trunk": {"width": 32}}}, "latent_scale": 0.25}
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_of_checkpoints_hit_anywhere_the_newest_whole_one_is_taken_and_none_is_that_of_another_training(seed, tmp_path):
+    """Any bytes of any files of any of them: tensors, their header, the records, and what these say of the training."""
+    random, hits, told = np.random.default_rng(seed), set(), []
+    for step in (4, 8, 12, 16):
+        write(tmp_path / f"step_{step:08d}", step, workers=int(random.integers(1, 3)), of=OF)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    for file in random.choice(np.array(files), random.integers(1, 5), replace=False):
+        if hit(file, random):
+            hits.add(step_of(file.parent))
+    check_same(tmp_path, OF)
+    found = newest_whole(tmp_path, told.append)
+    left = [step for step in (16, 12, 8, 4) if step not in hits]
+    assert (found and step_of(found)) == (left[0] if left else None)
+    assert len(told) == len([step for step in hits if not left or step > left[0]])
+    if found:
+        assert weights(found).eq(left[0]).all()
+
+
+def test_records_of_no_checksum_of_their_own_are_taken_and_those_with_more_in_them_are_not(root):
+    for more, taken in (({}, 12), ({"chfck": "0"}, 8), ({"check": "0"}, 8)):
+        for path in (root / "step_00000012").glob("*.json"):
+            record = {
+                name: value for name, value in json.loads(path.read_text()).items() if name in ("bytes", "sha256", "of")
+            }
+            path.write_text(json.dumps(record | more))
+        assert step_of(newest_whole(root)) == taken
 
 
 def test_newest_is_taken_in_silence_where_all_are_whole(root):

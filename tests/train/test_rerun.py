@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
-from tests.train.test_progress import write
+from infra.follow import append, logged
+from infra.storage import location
+from tests.train.test_progress import truncate, write
 from train.progress import folders
-from train.rerun import LIST, put_in_order
+from train.rerun import LIST, begin_like, put_in_order
+from train.results import LOG
 
 NAMES = ("step_00000004", "step_00000008", "step_00000012")
 
@@ -87,3 +90,22 @@ def test_nothing_is_removed_while_no_checkpoint_is_whole(tmp_path):
     assert put_in_order(tmp_path) is None
     assert len(folders(tmp_path)) == 2
     assert put_in_order(tmp_path / "none") is None
+
+
+def test_longer_training_begins_with_the_last_whole_checkpoint_of_the_shorter_one_and_its_log(tmp_path, capsys):
+    short, longer = tmp_path / "short", tmp_path / "longer"
+    longer.mkdir()
+    for step in (4, 8):
+        write(short / "ray_train" / f"step_{step:08d}", step)
+        append(short / LOG, {"step": step, "loss": 1.0 / step})
+    for _ in range(2):  # killed before its own first checkpoint, and run again
+        begin = begin_like(location(short), longer / "ray_train", longer / LOG, "ray_train")
+        assert begin == str(short / "ray_train" / "step_00000008")
+        assert "the same training as short but longer: going on from its step 8" in capsys.readouterr().out
+    assert logged(longer / LOG) == logged(short / LOG)
+    truncate(short / "ray_train" / "step_00000008", np.random.default_rng(0))
+    assert begin_like(location(short), longer / "ray_train", longer / LOG, "ray_train").endswith("step_00000004")
+    assert "damaged checkpoint" in capsys.readouterr().out
+    write(longer / "ray_train" / "step_00000009", 9)
+    assert not begin_like(location(short), longer / "ray_train", longer / LOG, "ray_train"), "its own progress counts"
+    assert not begin_like(None, tmp_path / "other", longer / LOG, "ray_train")
