@@ -40,7 +40,7 @@ from train.models.categorical import chosen, filtered
 from train.models.published import from_published, recognise, to_published
 from train.models.var import VAR
 
-BATCH, ROUNDS, SIDES = 2, 3, PUBLISHED_SCALES[0]
+BATCH, ROUNDS, SIDES, TOKENIZER_WIDTH = 2, 3, PUBLISHED_SCALES[0], 160
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96
 """The published settings of its numbers; guidance of 1.5 there is a scale of 2.5 here."""
 HEADER = (
@@ -79,14 +79,14 @@ def same_models(code: ModuleType, depth: int) -> Both:
     """Return both with weights that the published code draws, but gates and head open: else outputs tell nothing."""
     torch.manual_seed(0)
     with redirect_stdout(StringIO()):
-        tokenizer = code.VQVAE(vocab_size=VAR16_CODES, z_channels=VAR16_CHANNELS, ch=160).to(DEVICE)
+        tokenizer = code.VQVAE(vocab_size=VAR16_CODES, z_channels=VAR16_CHANNELS, ch=TOKENIZER_WIDTH).to(DEVICE)
         theirs = code.VAR(
             tokenizer, depth=depth, embed_dim=64 * depth, num_heads=depth, cond_drop_rate=0.0, attn_l2_norm=True
         ).to(DEVICE)
         theirs.init_weights(init_adaln=0.5, init_adaln_gamma=0.5, init_head=1.0, init_std=-1)
-    our_tokenizer = filled(VARTokenizer(160, VAR16_CHANNELS, VAR16_CODES), tokenizer.state_dict(), "published").to(
-        DEVICE
-    )
+    our_tokenizer = filled(
+        VARTokenizer(TOKENIZER_WIDTH, VAR16_CHANNELS, VAR16_CODES), tokenizer.state_dict(), "published"
+    ).to(DEVICE)
     found = recognise(theirs.state_dict())
     ours = build_model(replace(found, trunk=replace(found.trunk, drop_path=0.0))).to(DEVICE)
     scales = {f"z_proj.scales.{name}": of for name, of in our_tokenizer.scales.state_dict().items()}
