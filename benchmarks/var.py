@@ -88,7 +88,8 @@ def same_models(code: ModuleType, depth: int) -> Both:
         VARTokenizer(TOKENIZER_WIDTH, VAR16_CHANNELS, VAR16_CODES), tokenizer.state_dict(), "published"
     ).to(DEVICE)
     found = recognise(theirs.state_dict())
-    ours = build_model(replace(found, trunk=replace(found.trunk, drop_path=0.0))).to(DEVICE)
+    trunk = replace(found.trunk, drop_path=0.0)  # pyrefly: ignore  it is a next-scale trunk
+    ours = build_model(replace(found, trunk=trunk)).to(DEVICE)
     scales = {f"z_proj.scales.{name}": of for name, of in our_tokenizer.scales.state_dict().items()}
     ours.load_state_dict(from_published(theirs.state_dict()) | scales)
     return Both(theirs, tokenizer, ours, our_tokenizer)
