@@ -52,9 +52,12 @@ def test_next_scale_prediction_goes_through_every_step_once(mar_on_head, mar_her
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
     options = ["--classes", "1", "0", "--per-class", "2", "--compute.out", str(out)]
-    for target in ("models:/mar-emoji-32-var@champion", str(folders["checkpoint"] / "artifact.json")):
-        drawn = mar_here("sample", target, *options, "--to", str(tmp_path / "drawn" / target[1:4]))
+    models = {
+        "registered": "models:/mar-emoji-32-var@champion",
+        "trained": str(folders["checkpoint"] / "artifact.json"),
+    }
+    for name, model in models.items():
+        drawn = mar_here("sample", model, *options, "--to", str(tmp_path / name))
         assert drawn.returncode == 0, drawn.stderr
-    for folder in (tmp_path / "drawn").iterdir():
-        names = sorted(path.name for path in folder.iterdir())
-        assert names == [*(f"{i:06d}-class{c}.png" for i, c in enumerate([1, 1, 0, 0])), "grid.png"]
+        images = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert images == [*(f"{i:06d}-class{c}.png" for i, c in enumerate([1, 1, 0, 0])), "grid.png"]
