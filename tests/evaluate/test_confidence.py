@@ -18,6 +18,8 @@ from tests.small_model import randomised, small, small_of_codes
 from train.models.heads import MixtureHead
 
 SETTINGS = Sampling(ar_steps=5, order="confidence")
+SCORE = 1e-6
+"""Of the largest score: a log probability in float32, and the noise."""
 
 
 @pytest.mark.parametrize("run", range(4))
@@ -34,11 +36,20 @@ def test_tokens_kept_in_each_step_are_the_published_ones(run):
         hidden = (known < 0).nonzero()[:, 1].view(batch, -1)
         settings = replace(SETTINGS, ar_steps=steps, choice_temperature=meta["temperature"])
         gumbel = arrays[f"run{run}.gumbel"][step].gather(1, hidden)
-        surest = most_confident(density.gather(1, hidden), gumbel, settings.choice_noise_at(step))
+        noise = settings.choice_noise_at(step)
+        surest = most_confident(density.gather(1, hidden), gumbel, noise)
+        score, recorded = density.gather(1, hidden) + noise * gumbel, arrays[f"run{run}.score"][step].gather(1, hidden)
+        assert (score - recorded).abs().max() < SCORE * recorded.abs().max()
+        assert torch.equal(surest, recorded.argsort(1, descending=True))
+        torch.testing.assert_close(
+            density.exp()[known < 0], arrays[f"run{run}.prob"][step][known < 0], rtol=1e-5, atol=0
+        )
+        assert arrays[f"run{run}.prob"][step][known >= 0].isinf().all()
         kept = hidden.gather(1, surest)[:, : counts[step]]
         known = known.scatter(1, kept, drawn.gather(1, kept))
         if step < steps - 1:
             assert torch.equal(known < 0, arrays[f"run{run}.mask"][step].bool())
+            assert (known < 0).sum(1).eq(arrays[f"run{run}.mask_len"][step]).all()
             entering = torch.where(known < 0, golden.meta["mask_id"], known)
             assert torch.equal(entering, arrays[f"run{run}.tokens"][step])
     assert torch.equal(known, arrays[f"run{run}.final"])

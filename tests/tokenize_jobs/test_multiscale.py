@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from infra.errors import InputError
 from tests.golden_arrays import assert_reproduced, formula_weight, load
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer
-from tokenize_jobs.quantization.codebook import Codebook
+from tokenize_jobs.quantization.codebook import Codebook, nearest
 from tokenize_jobs.quantization.scales import Scales, phi_of, shrink, split
 from tokenize_jobs.tokenizers.small_multiscale import MultiScaleShape, SmallMultiScale
 from tokenize_jobs.tokenizers.var import VARTokenizer, filled, read_var16
@@ -133,8 +134,23 @@ def test_ten_scales_give_the_recorded_codes_and_sum():
     scales = recorded_scales(golden)
     codes = scales.encode(golden["k10.f"], TEN)
     assert torch.equal(codes, golden["k10.ids"])
-    *_, last = scales.partial_sums(codes, TEN)
+    *before, last = scales.partial_sums(codes, TEN)
     assert_reproduced(last, golden["k10.f_hat"])
+    inputs = [shrink(of, side).flatten(2).mT for of, side in zip(before, TEN[1:], strict=True)]
+    assert_reproduced(torch.cat(inputs, 1), golden["k10.var_input"])
+
+
+def test_codes_nearest_by_angle_are_the_recorded_ones_and_add_the_vectors_as_they_are(monkeypatch):
+    """The published quantiser can look up by angle; no released tokenizer does, and ours has no such setting."""
+    golden, sides = load("var_tiny").arrays, (1, 2, 3, 4)
+    scales = recorded_scales(golden)
+    monkeypatch.setattr(
+        "tokenize_jobs.quantization.scales.nearest", lambda *of: nearest(*(F.normalize(rows, dim=1) for rows in of))
+    )
+    codes = scales.encode(golden["vq.f"], sides)
+    assert torch.equal(codes, golden["znorm.ids"])
+    *_, last = scales.partial_sums(codes, sides)
+    assert_reproduced(last, golden["znorm.f_hat"])
 
 
 def test_rectangular_scales_give_the_recorded_codes_and_sum():
@@ -145,7 +161,7 @@ def test_rectangular_scales_give_the_recorded_codes_and_sum():
 
 
 def test_fitting_gives_the_recorded_loss_and_gradients():
-    """But for the codebook's: here it follows the latents by moving averages."""
+    """The codebook's too, which here follows the latents by moving averages in place of it."""
     golden = load("var_tiny").arrays
     shape = MultiScaleShape(
         stride=2, channels=8, width=8, depth=1, codebook_size=64, scales=(1, 2, 3, 4), phis=4
@@ -153,15 +169,16 @@ def test_fitting_gives_the_recorded_loss_and_gradients():
     small = SmallMultiScale(shape, decay=0.99, commitment=0.25)
     small.encoder, small.decoder = torch.nn.Identity(), torch.nn.Identity()
     small.scales.load_state_dict(recorded_scales(golden).state_dict() | {"codebook.counts": torch.ones(64)})
+    codebook = small.scales.codebook.vectors.requires_grad_()
     features = golden["vq.f"].clone().requires_grad_()
     decoded, loss = small.reconstruct(features, np.random.default_rng(0))
     assert_reproduced(loss.detach()[None], golden["vqtrain.loss"])
     assert_reproduced(decoded.detach(), golden["vqtrain.f_hat"])
     ((decoded * golden["vqtrain.upstream"]).sum() + loss).backward()
-    gradients = {"f": features.grad} | {
+    gradients = {"f": features.grad, "embedding.weight": codebook.grad} | {
         f"quant_resi.qresi_ls.{name}": of.grad for name, of in small.scales.phis.named_parameters()
     }
-    assert len(gradients) == 9
+    assert len(gradients) == 10
     for name, gradient in gradients.items():
         assert_reproduced(gradient, golden[f"vqtrain.grad.{name}"])
 

@@ -5,9 +5,13 @@ from dataclasses import fields
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from infra.errors import InputError
 from infra.storage import location, write_json
+from tests.golden_arrays import assert_reproduced
+from tests.golden_arrays import load as recorded
+from tests.tokenize_jobs.test_multiscale import recorded_scales
 from tokenize_jobs.results import LatentsResult
 from tokenize_jobs.store.audit import describe, verify
 from tokenize_jobs.store.reader import LatentStore
@@ -164,3 +168,20 @@ def test_sub_pixels_are_exact_both_ways():
     values = tokenizer.encode(from_uint8(images))
     assert values.numpy().transpose(0, 2, 3, 1).tobytes() == images.tobytes()
     assert to_uint8(tokenizer.decode(values.float())).tobytes() == images.tobytes()
+
+
+def test_counts_of_codes_are_those_whose_moving_average_was_recorded():
+    """The first of all updates is taken as it is, each later one with a weight of 0.1."""
+    golden, sides = recorded("var_tiny"), (1, 2, 3, 4)
+    scales, kind = recorded_scales(golden.arrays), MultiScaleCodes(64, 8, sides, 4)
+    counts = [
+        torch.tensor(kind.sums([scales.encode(golden.arrays[name], sides).numpy()])["count"])
+        for name in ("vq.f", "vqtrain.f2")
+    ]
+    first = torch.cat([counts[0][:1], 0.1 * counts[0][1:]])
+    hits = [first, 0.9 * first + 0.1 * counts[1]]
+    margin = 0.08 * 2 * sides[-1] ** 2 / 64
+    for time, found in enumerate(hits, 1):
+        assert_reproduced(found, golden.arrays[f"vqtrain.hits{time}"])
+        shares = 100 * (found >= margin).float().mean(1)
+        assert shares.tolist() == pytest.approx(golden.meta["vqtrain"][f"usages{time}"])

@@ -13,6 +13,7 @@ from tokenize_jobs.config import PretrainedTokenizer
 from tokenize_jobs.quantization.codebook import look_up, nearest
 from tokenize_jobs.tokenizers.codebook import MovingCodebook
 from tokenize_jobs.tokenizers.kl import published_name
+from tokenize_jobs.tokenizers.small_vq import SmallVQ, VQShape
 from tokenize_jobs.tokenizers.vq import VQ16_CODES, VQLatents, VQTokenizer, filled, new_vq16, read_vq16
 from tokenize_jobs.tokens import Codes, PlainLatents
 
@@ -64,7 +65,12 @@ def test_vq16_gives_the_recorded_codes_and_images(vq16_file):
         assert_reproduced(tokenizer.latents(golden["images"]), golden["z"])
     codes = tokenizer.encode(golden["images"])
     assert torch.equal(codes.flatten(1), golden["ids"])
-    assert_reproduced(look_up(codes, tokenizer.codebook), golden["quantised"])
+    quantised = look_up(codes, tokenizer.codebook)
+    assert_reproduced(quantised, golden["quantised"])
+    with torch.inference_mode():
+        both = 1.25 * torch.nn.functional.mse_loss(tokenizer.latents(golden["images"]), quantised)
+    for placed in ("legacy", "fixed"):
+        assert_reproduced(both[None], golden[f"{placed}.loss"])
     assert torch.equal(nearest(golden["vectors"], tokenizer.codebook).flatten(1), golden["vectors_ids"])
     assert_reproduced(tokenizer.decode(codes[:, None].float()), golden["decoded"].clamp(-1, 1))
     before = VQLatents(tokenizer.vq)
@@ -93,6 +99,36 @@ def test_small_vq_gives_the_recorded_arrays_and_the_decoders_gradients():
         gradients[f"legacy.grad.{name}"] = vq.get_parameter(published_name(name, levels=3)).grad
     for name, gradient in gradients.items():
         assert (gradient - arrays[name]).abs().max() < GRADIENTS * arrays[name].abs().max(), name
+
+
+@pytest.mark.parametrize(("commitment", "placed"), [(1.0, "legacy"), (0.25, "fixed")])
+def test_fitting_gives_the_recorded_losses_and_gradients(commitment, placed):
+    """The released models weigh the commitment 1 and the codebook 0.25 (legacy), the paper the other way round (fixed).
+
+    Here the codebook follows the latents in place of its gradient, which is that of a term of the commitment's weight.
+    """
+    golden = load("vq_f16_tiny")
+    vq, arrays = filled(tiny_vq(), golden.published_state, "vq_f16_tiny"), golden.arrays
+    small = SmallVQ(VQShape(stride=4, channels=4, width=8, depth=1, codebook_size=64), 1.0, commitment)
+    small.encoder = torch.nn.Sequential(vq.encoder, vq.quant_conv)
+    small.decoder = torch.nn.Sequential(vq.post_quant_conv, vq.decoder)
+    small.codebook.load_state_dict({"vectors": vq.quantize.embedding.weight, "counts": torch.ones(64)})
+    codebook = small.codebook.vectors.requires_grad_()
+    decoded, added = small.reconstruct(arrays["images"], np.random.default_rng(0))
+    assert_reproduced(decoded.detach(), arrays["decoded"])
+    assert_reproduced(1.25 / commitment * added.detach()[None], arrays[f"{placed}.loss"])
+    ((decoded * arrays["upstream"]).sum() + added).backward()
+    assert torch.equal(codebook, vq.quantize.embedding.weight)
+    gradients = {"quantize.embedding.weight": (1.25 / commitment - 1) * codebook.grad}
+    for name in ("conv_in.weight", "mid.attn_1.q.weight"):
+        gradients[f"encoder.{name}"] = vq.get_parameter(published_name(f"encoder.{name}", levels=3)).grad
+    for name in ("decoder.conv_out.weight", "post_quant_conv.weight", "quant_conv.weight", "quant_conv.bias"):
+        gradients[name] = vq.get_parameter(published_name(name, levels=3)).grad
+    recorded = {name for name in arrays if name.startswith(f"{placed}.grad.")}
+    assert recorded == {f"{placed}.grad.{name}" for name in gradients}
+    for name, gradient in gradients.items():
+        expected = arrays[f"{placed}.grad.{name}"]
+        assert (gradient.view_as(expected) - expected).abs().max() < GRADIENTS * expected.abs().max(), name
 
 
 def tiny_vq():

@@ -46,12 +46,34 @@ def test_negative_log_likelihood_and_its_gradient_equal_the_published_ones(golde
     torch.testing.assert_close(-unconditional.log_density(golden["tokens"].double()), golden["uncond_nll"], **EXACT)
     colder = replace(mixture, scales=0.95 * mixture.scales)
     torch.testing.assert_close(-colder.log_density(golden["tokens"].double()), golden["nll_scale095"], **EXACT)
+    sharper = replace(mixture, log_weights=(2 * mixture.log_weights).log_softmax(-1))
+    torch.testing.assert_close(-sharper.log_density(golden["tokens"].double()), golden["nll_probs_t2"], **EXACT)
+
+
+def test_one_mixture_a_channel_has_the_published_likelihoods(golden):
+    """Each channel a token of one number; that layer has all logits first, then all means, then all scales."""
+    logits, means, scales = golden["per_channel.params"].double().unflatten(-1, (3, 16, 16)).unbind(-3)
+    channels = torch.cat([logits, torch.stack([means, scales], -1).flatten(-2)], -1)
+    nll = -Mixture.of(channels, 16).log_density(golden["per_channel.tokens"].double()[..., None])
+    torch.testing.assert_close(nll, golden["per_channel.nll"], **EXACT)
+
+
+def test_likelihood_by_the_first_versions_scales_is_the_published_one(golden):
+    """Which cut most scales at the floor: likelihoods far out in the tails."""
+    params = golden["params"].double()
+    raw = params[..., 16:].unflatten(-1, (16, 2, 16))[..., 1, :]
+    scales = [(of + (of.square() + 4).sqrt() / 2).clamp(min=1e-6) for of in (raw, golden["squareplus.raw"])]
+    torch.testing.assert_close(scales[1], golden["squareplus_old.float64"], **EXACT)
+    nll = -replace(Mixture.of(params, 16), scales=scales[0]).log_density(golden["tokens"].double())
+    torch.testing.assert_close(nll, golden["nll_old_squareplus"], **EXACT)
 
 
 def test_square_plus_keeps_its_digits_far_below_zero(golden):
     raw, recorded = golden["squareplus.raw"], golden["squareplus.float64"]
     held = raw > -1e4  # below, the recorded form cancels in float64 too
     torch.testing.assert_close(square_plus(raw[held].float()), recorded[held].float(), rtol=1e-6, atol=0)
+    kept = raw >= -10  # below, the published form in float32 loses digits
+    torch.testing.assert_close(square_plus(raw[kept].float()), golden["squareplus.float32"][kept], rtol=1e-6, atol=0)
     torch.testing.assert_close(
         square_plus(-(10.0 ** torch.arange(4, 7))), 10.0 ** -torch.arange(4, 7), rtol=1e-6, atol=0
     )
@@ -66,6 +88,11 @@ def test_guided_density_is_the_published_one_up_to_a_factor(golden):
         return (1 + w) * Normal(*pair[0]).log_prob(x) - w * Normal(*pair[1]).log_prob(x)
 
     torch.testing.assert_close(published(tokens), golden["cfg.log_density"], **EXACT)
+    proposal = Normal(pair[0][0], 2 * torch.maximum(pair[0][1], pair[1][1]))
+    torch.testing.assert_close(proposal.scale, golden["cfg.proposal_scale"], **EXACT)
+    around = torch.linspace(-10, 10, 1001, dtype=torch.float64).view(-1, 1, 1, 1)
+    highest = (published(pair[0][0] + around).amax(0) - proposal.log_prob(pair[0][0])).exp()
+    torch.testing.assert_close(highest, golden["cfg.fac"], **EXACT)
     mean, scale = guided(*pair, 1 + w)
     factors = torch.stack([Normal(mean, scale).log_prob(tokens + d) - published(tokens + d) for d in (-1.0, 0.0, 2.0)])
     spread = factors.amax(0) - factors.amin(0)

@@ -72,6 +72,8 @@ def test_teacher_forcing_gives_the_recorded_arrays_and_gradients(golden):
     assert_reproduced(logits.detach(), arrays["tf.logits"])
     loss = model.head.loss(codes[..., None].float(), condition, {}).loss
     assert_reproduced(loss.detach()[None], arrays["tf.loss"])
+    smoothed = torch.nn.functional.cross_entropy(logits.detach().mT, codes, label_smoothing=0.1)
+    assert_reproduced(smoothed[None], arrays["tf.loss_smoothing01"])
     assert_reproduced(
         model.head.log_density(codes.reshape(-1, 1).float(), condition.detach().flatten(0, 1)).detach(),
         -arrays["tf.loss_per_token"].flatten(),
@@ -120,16 +122,19 @@ def test_d16_gives_the_recorded_logits_and_losses():
     model = build_model(recognise(state)).eval()
     assert sum(of.numel() for of in state.values()) - 680 == 310_283_520
     model.load_state_dict(from_published(state) | tokenizer)
-    codes, order, means = vae["k10.ids"][..., None].float(), torch.arange(680)[None], []
+    codes, order, hidden = vae["k10.ids"][..., None].float(), torch.arange(680)[None], []
     for block in model.blocks:
-        block.register_forward_hook(lambda *args: means.append(args[2].abs().mean()))
+        block.register_forward_hook(lambda *args: hidden.append(args[2]))
     condition = model(codes, golden["labels"], torch.zeros(1, dtype=torch.bool), order, 0)
     logits = model.head.logits(condition)
     assert torch.equal(logits.argmax(-1), golden["argmax"])
     assert_reproduced(logits[:, golden["positions"]], golden["logits_at_positions"])
-    assert_reproduced(torch.stack(means), golden["hidden_mean_abs_per_block"])
+    assert_reproduced(logits.norm(dim=-1), golden["logit_norm_per_token"])
+    assert_reproduced(torch.stack([of.abs().mean() for of in hidden]), golden["hidden_mean_abs_per_block"])
+    assert_reproduced(hidden[-1][:, golden["positions"]], golden["hidden_last_at_positions"])
     losses = -model.head.log_density(codes[0], condition[0])
     assert_reproduced(losses, golden["loss_per_token"].flatten())
+    assert_reproduced(model.head.loss(codes, condition, {}).loss[None], golden["loss"])
     null = model.training_conditions(codes, model.class_vectors(None, 1), order, 0)
     assert_reproduced(-model.head.log_density(codes[0], null[0]), golden["loss_null_per_token"].flatten())
 
@@ -186,8 +191,10 @@ def test_sampling_and_editing_give_the_recorded_logits_filters_and_inputs(golden
             start += count
             if step:
                 sums.append(state.features[: len(labels)])
+        last = model.z_proj.vectors(tokens[:, -counts[-1] :, 0].long())
+        sums.append(model.z_proj.summed(sums[-1], last, len(counts) - 1))
         assert_reproduced(torch.cat(found, 1), recorded["logits"])
-        assert_reproduced(torch.stack(sums), recorded["f_hat"][:-1])
+        assert_reproduced(torch.stack(sums), recorded["f_hat"])
         if "filtered" in recorded:
             ours, theirs = torch.cat(kept, 1), recorded["filtered"]
             assert torch.equal(ours.isfinite(), theirs.isfinite())
@@ -205,6 +212,33 @@ class RecordedGumbel:
 
     def normal(self, draws, rows, channels):
         return next(self.parts)[None]
+
+
+@torch.no_grad()
+def test_smooth_scales_give_the_recorded_logits_filters_and_sums_one_by_one():
+    """Each from the recorded sum of the coarser ones: small errors do not grow from scale to scale."""
+    golden = load("var_tiny")
+    model, codebook = recorded_model(golden), golden.arrays["vae_state.quantize.embedding.weight"]
+    for recorded, settings, known in runs(golden, smooth=True):
+        labels, null_class, start = recorded["labels"], model.config.num_classes, 0
+        vectors = model.class_vectors(labels.clamp(max=null_class - 1), len(labels), labels == null_class)
+        state = model.begin(torch.cat([vectors, model.class_vectors(None, len(labels))]), recorded["ids"])
+        for scale, count in enumerate(model.counts):
+            rows, share = slice(start, start := start + count), scale / (len(model.counts) - 1)
+            guidance = settings.cfg_at(scale, 30 - start, 30)
+            logits = model.head.logits(*model.next_scale(state).chunk(2), guidance)
+            assert_reproduced(logits, recorded["logits"][:, rows])
+            kept, theirs = filtered(logits, settings.top_k, settings.top_p), recorded["filtered"][:, rows]
+            assert torch.equal(kept.isfinite(), theirs.isfinite())
+            assert_reproduced(kept[kept.isfinite()], theirs[kept.isfinite()])
+            tau = 0.27 * (1 - 0.95 * share)
+            soft = ((theirs * (1 + share) + recorded["gumbel"][:, rows]) / tau).softmax(-1) @ codebook
+            if known is not None:
+                source = model.z_proj.vectors(known.latents[:, 0, rows, 0])
+                soft = torch.where(known.keep[rows, None], source, soft)
+            before = recorded["f_hat"][scale - 1] if scale else 0.0
+            assert_reproduced(model.z_proj.summed(before, soft, scale), recorded["f_hat"][scale])
+            state.features = recorded["f_hat"][scale].repeat(2, 1, 1, 1)
 
 
 SMOOTH = 2e-3
