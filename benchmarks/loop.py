@@ -32,14 +32,12 @@ from tokenize_jobs.store.shards import commit_shard, publish, to_table
 from train.batches import step_inputs
 from train.config import Train
 from train.ema import EMA
-from train.loop import Data
 from train.models.build import build_model
 from train.models.config import Model, mar_base, tiny
 from train.optimizer import Optimization
 from train.progress import snapshot
 from train.results import LOG
 from train.step import training_step
-from train.trainer import train
 
 IMAGES, STEPS, WARM = 2000, 300, 60
 CONFIG = Train(
@@ -78,6 +76,9 @@ def plain_seconds(store: str, config: Train = CONFIG, warm: int = WARM) -> float
 def trained(store: str, out: Path, workers: int) -> tuple[float, float]:
     """Train as `mar train` does; returns the seconds of a step, and the share of the time that data was waited for."""
     stage = ElasticStage(workers=workers, cpus=1)
+    from train.loop import Data  # Ray reads the environment when it is imported
+    from train.trainer import train
+
     train(CONFIG, Data(location(store)), location(out), Compute(out=str(out), train=stage), lambda _: None)
     return of_log(logged(out / LOG))
 

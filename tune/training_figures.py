@@ -48,7 +48,7 @@ def _draw_curve(axes, trial: Trained | Stopped) -> None:  # noqa: ANN001  matplo
     steps, values = [step for step, _ in trial.curve], [value for _, value in trial.curve]
     is_stopped = isinstance(trial, Stopped)
     (line,) = axes.plot(
-        steps, values, linewidth=1.2, linestyle="--" if is_stopped else "-",
+        steps, values, linewidth=1.2, linestyle="--" if is_stopped else "-", marker=".",  # a curve may be one point
         label=trial.label + (" (stopped)" if is_stopped else ""),
     )  # fmt: skip
     if is_stopped and steps:

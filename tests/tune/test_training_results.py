@@ -10,6 +10,7 @@ from infra.from_json import from_json
 from infra.storage import location
 from tests.tune.test_results import CONDITIONS
 from tune.page import write_training_page
+from tune.training_figures import losses
 from tune.training_results import FailedTraining, Stopped, Trained, TrainingSweepResult
 
 WIDE = Trained(
@@ -41,6 +42,11 @@ def test_page_and_runs_have_the_parameters_of_the_head(tmp_path):
     assert all(of in text for of in ("12,345", "54,321", "1,234", "43,210", "48 images at once"))
     runs = {name: of.metrics for name, of in result.report(location(tmp_path)).trials.values()}
     assert [runs[of.label].get("head_parameters") for of in (WIDE, NARROW, FAILED)] == [12_345, 1_234, None]
+
+
+def test_curve_of_one_point_can_be_seen():
+    figure = losses(replace(RESULT, trials=(replace(WIDE, curve=((36, 0.4),)),), stopped=()))
+    assert all(line.get_marker() not in ("", "None", None) for line in figure.axes[0].lines)
 
 
 @pytest.mark.parametrize("of", [WIDE, NARROW])
