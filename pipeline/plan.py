@@ -241,7 +241,8 @@ class Planner:
         def make(out: UPath) -> TrainingSweepResult:
             from tune.training_sweep import training_sweep
 
-            trainings = trainings_of(planned, self.image_size, self.compute, self.again)
+            own = self.steps["checkpoint"].fingerprint
+            trainings = trainings_of(planned, own, self.image_size, self.compute, self.again)
             return training_sweep(trainings, rule, config, reference, out, self.compute)
 
         inputs = {**self._inputs("reference"), **checkpoints_of(planned)}

@@ -88,16 +88,22 @@ def checkpoints_of(planned: Planned) -> dict[str, str]:
     return {f"trial {place}": plan.steps["checkpoint"].fingerprint for place, (_, plan) in enumerate(planned.values())}
 
 
-def trainings_of(planned: Planned, image_size: int, compute: Compute, again: Collection[str]) -> "list[Training]":
+def trainings_of(
+    planned: Planned, own: str, image_size: int, compute: Compute, again: Collection[str]
+) -> "list[Training]":
     """Make what the trials are trained on, and return them as the sweep takes them: each finds or makes its checkpoint.
 
-    Latents are made here, one after the other: side by side they would wait for each other's workers.
+    The recipe's own, whose checkpoint has the fingerprint `own`, comes first: one after the other, from weak to strong,
+    none would be stopped. Latents are made here, one after the other: side by side they would wait for each other's
+    workers.
     """
     from pipeline.estimate import weights
     from tune.halving import Training
 
     trainings = []
-    for label, (fields, plan) in planned.items():
+    for label, (fields, plan) in sorted(
+        planned.items(), key=lambda of: of[1][1].steps["checkpoint"].fingerprint != own
+    ):
         for step in plan.until("checkpoint")[:-1]:
             _ = step.find() or step.build()
         checkpoint, counted = plan.steps["checkpoint"], weights(plan.model)

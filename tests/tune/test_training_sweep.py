@@ -81,9 +81,27 @@ def test_trainings_know_how_many_parameters_are_the_heads(tmp_path, monkeypatch)
     planned = planned_trainings(
         emoji_32(), sweep, plan(emoji_32()).steps["reference"].fingerprint, ElasticStage(), plan
     )
-    narrow, wide = trainings_of(planned, 32, compute, ())
+    narrow, wide = trainings_of(planned, "", 32, compute, ())
     assert 0 < narrow.head_parameters < wide.head_parameters < wide.parameters
     assert narrow.parameters - narrow.head_parameters == wide.parameters - wide.head_parameters
+
+
+@pytest.mark.parametrize("width", [(64, 256, 384), (384, 64, 256), (256, 64), (64, 384)])
+def test_recipes_own_training_sets_the_bar_that_stops_others_wherever_it_stands_among_them(
+    width, tmp_path, monkeypatch
+):
+    compute = Compute(out=str(tmp_path))
+
+    def plan(recipe):
+        return Planner(recipe, compute).plan()
+
+    monkeypatch.setattr(Plan, "until", lambda *_: [None])  # nothing is made
+    steps = plan(emoji_32()).steps
+    sweep = HeadSweep(width=width, depth=(3,))
+    planned = planned_trainings(emoji_32(), sweep, steps["reference"].fingerprint, ElasticStage(), plan)
+    trainings = trainings_of(planned, steps["checkpoint"].fingerprint, 32, compute, ())
+    expected = sorted(width, key=lambda of: of != emoji_32().train.model.head.width)
+    assert [json.loads(of.fields["train.model.head.width"]) for of in trainings] == expected
 
 
 @pytest.mark.parametrize(
