@@ -1,5 +1,6 @@
 """Where the work runs: the only `ray.init`, and the checks that come before it."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
@@ -92,12 +94,13 @@ def connected(compute: Compute) -> Iterator[Cluster]:
     address = compute.address or os.environ.get("RAY_ADDRESS", "")
     if address and address != "auto":
         check_answers(address, "--compute.address / RAY_ADDRESS", "Start Ray there (`ray start --head`), or unset it")
-    options = {"address": address, "runtime_env": {"env_vars": _HIDE_GPUS_NOT_LENT}} if address else {
+    options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": _HIDE_GPUS_NOT_LENT}} if address else {
         "address": "local", "include_dashboard": False, "object_store_memory": _object_store(),
         "num_cpus": max(usable_cores(), 2),  # one encodes, one reads
     }  # fmt: skip
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        with contextlib.nullcontext() if address else _known_to_its_processes():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(
@@ -110,6 +113,30 @@ def connected(compute: Compute) -> Iterator[Cluster]:
         yield cluster
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _known_to_its_processes() -> Iterator[None]:
+    """Let the cluster that is started in the block be the one that its processes take for theirs.
+
+    Ray Train asks the cluster that it finds on the machine whether a training's controller is dead, and then frees its
+    cores: beside another cluster it may ask the wrong one, and free those of a living one.
+    """
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    given = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)  # its processes inherit them
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def usable_cores() -> int:

@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from upath import UPath
 
 from evaluate.subject import Subject
+from infra.abandoned import freeing_abandoned
 from infra.cluster import Workers
 from infra.console import Progress, stage
 from infra.fingerprint import canonical
@@ -119,7 +120,7 @@ def run_trainings(trainings: Sequence[Training], rule: Rule, side_by_side: int, 
     before = {place: found for place, training in enumerate(trainings) if (found := _read(out, training))}
     told = _Told(trainings, rule, out, before)
     trainable = ray.tune.with_parameters(_trial, trainings=trainings, metric=rule.metric, stopped=set(before))
-    results = ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, _BESIDE),
         param_space={"trial": ray.tune.grid_search(list(range(len(trainings))))},
         tune_config=ray.tune.TuneConfig(scheduler=rule.scheduler(), max_concurrent_trials=side_by_side),
@@ -127,7 +128,9 @@ def run_trainings(trainings: Sequence[Training], rule: Rule, side_by_side: int, 
             name="ray_tune", storage_path=str(out), verbose=0, callbacks=[told],
             failure_config=ray.tune.FailureConfig(max_failures=1),
         ),
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    with freeing_abandoned():
+        results = tuner.fit()
     failed = {result.config["trial"]: _reason(result.error) for result in results if result.error is not None}
     others = set(range(len(trainings))) - set(failed)
     finished = sorted(others - set(told.stopped))
