@@ -31,14 +31,16 @@ def freeing_abandoned(seconds: float = 1.0) -> Iterator[None]:
 def _free() -> None:
     import ray
     from ray._private.state import state  # the public table does not tell who made a group
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    job = ray.get_runtime_context().get_job_id()
-    for found in map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table()):
-        is_actors = not ray.ActorID(
-            found.creator_actor_id
-        ).is_nil()  # a driver's has a nobody as its maker, who is dead
-        is_here = found.state != PlacementGroupTableData.REMOVED and found.creator_job_id.hex() == job
-        if is_here and is_actors and found.creator_actor_dead and not found.is_detached:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
+    job, cluster = ray.get_runtime_context().get_job_id(), state._connect_and_get_accessor()
+    for group in map(PlacementGroupTableData.FromString, cluster.get_placement_group_table()):
+        maker = ray.ActorID(group.creator_actor_id)
+        is_there = group.state != PlacementGroupTableData.REMOVED and not group.is_detached
+        if not is_there or maker.is_nil() or group.creator_job_id.hex() != job:  # a driver's has no actor as its maker
+            continue
+        # not `creator_actor_dead`: it stays false of a group that was registered after its maker's end
+        info = cluster.get_actor_info(maker)
+        if info is None or ActorTableData.FromString(info).state == ActorTableData.DEAD:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
