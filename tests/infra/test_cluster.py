@@ -34,6 +34,24 @@ def test_worker_that_was_lent_no_gpu_sees_none(cluster):
     assert ray.get(visible.remote()) == ""
 
 
+@pytest.mark.ray
+def test_processes_of_a_local_cluster_take_it_for_theirs_and_the_command_keeps_its_environment():
+    code = """
+import os
+from infra.cluster import Compute, connected, quiet_environment
+quiet_environment()
+import ray
+before = dict(os.environ)
+with connected(Compute()):
+    seen = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    assert seen == ray.get_runtime_context().gcs_address, seen
+changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+assert not {"RAY_ADDRESS", "RAY_GCS_SERVER_PORT"} & changed, changed
+"""
+    given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=given, check=True, timeout=120)
+
+
 LAPTOP = [{"CPU": 2}]
 EIGHT = [{"CPU": 96, "GPU": 8}]
 FOUR_NODES = [{"CPU": 8}, *[{"CPU": 96, "GPU": 8}] * 4]
