@@ -70,7 +70,8 @@ CODE: dict[str, tuple[str, ...]] = {
 }
 """Files and folders whose code decides the numbers of each step; a test compares them with what it imports."""
 DECIDES_NOTHING = (
-    "infra/abandoned.py", "infra/actors.py", "infra/ahead.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
+    "infra/abandoned.py",
+    "infra/actors.py", "infra/ahead.py", "infra/cluster.py", "infra/code.py", "infra/console.py", "infra/errors.py",
     "infra/fingerprint.py", "infra/follow.py", "infra/from_json.py", "infra/hold.py",
     "infra/artifact.py", "infra/processor.py", "infra/result.py", "infra/stages.py", "infra/storage.py",
     "tokenize_jobs/results.py", "tokenize_jobs/sources/survey.py",
