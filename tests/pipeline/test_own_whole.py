@@ -34,8 +34,10 @@ def save_pictures(root, *, labelled):
 
 @pytest.mark.parametrize(
     ("labelled", "classes", "axis"),
-    [(True, tuple(CLASSES), "cfg_scale"), (False, ("image",), "temperature")],
-    ids=["class folders", "one folder"],
+    [
+        pytest.param(True, tuple(CLASSES), "cfg_scale", id="class folders"),
+        pytest.param(False, ("image",), "temperature", id="one folder", marks=pytest.mark.chaos),  # slow, not violent
+    ],
 )
 def test_pictures_of_ones_own_become_a_registered_model_whose_report_names_their_classes(
     labelled, classes, axis, mar, head, tmp_path
