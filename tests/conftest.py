@@ -18,11 +18,20 @@ from infra.cluster import quiet_environment
 quiet_environment()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
 REPOSITORY = Path(__file__).parents[1]
+STORE = {name: value for name, value in os.environ.items() if name == "MLFLOW_TRACKING_URI"}
 
 
 def pytest_collection_modifyitems(items):
     """Run unit tests, then those on a cluster, then whole recipes, whatever order pytest-randomly chose."""
     items.sort(key=lambda item: ("ray" in item.keywords) + 2 * bool({"e2e", "chaos"} & set(item.keywords)))
+
+
+@pytest.fixture(autouse=True)
+def store_of_each_test():
+    """Take back what `mlflow.set_tracking_uri` left in the environment: a later test's commands would go there."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update(STORE)
 
 
 @pytest.fixture(scope="session")
