@@ -1,5 +1,6 @@
 """Cores that are kept for who is dead: Ray frees an actor's placement group with its job, not with the actor."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ def freeing_abandoned(seconds: float = 1.0) -> Iterator[None]:
 
     def free() -> None:
         while not ended.wait(seconds):
-            _free()
+            with contextlib.suppress(Exception):  # a cluster that does not answer now is asked again
+                _free()
 
     thread = threading.Thread(target=free, name="freeing abandoned", daemon=True)
     thread.start()

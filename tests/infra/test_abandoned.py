@@ -7,6 +7,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from infra import abandoned
 from infra.abandoned import freeing_abandoned
 
 ONE_CORE = [{"CPU": 0.25}]
@@ -41,6 +42,19 @@ def test_what_a_killed_actor_held_is_freed_and_what_the_living_and_the_driver_ho
     assert [state(of_living), state(own)] == ["CREATED", "CREATED"]
     for group in (of_living, own):
         remove_placement_group(group)
+
+
+def test_cluster_that_does_not_answer_once_is_asked_again(monkeypatch):
+    asked = []
+
+    def free():
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise RuntimeError("no answer")
+
+    monkeypatch.setattr(abandoned, "_free", free)
+    with freeing_abandoned(0.01):
+        wait(lambda: len(asked) > 2, True)
 
 
 def wait(of, value):
