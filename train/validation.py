@@ -41,6 +41,8 @@ class Validation:
     """Of a GPU that the training leaves free; 0 takes a core."""
     under: str = ""
     """Digest of the conditions that the numbers are measured under."""
+    longest: float = 3600.0
+    """Seconds of one measurement: the training ends when all have, and must not wait for one that hangs."""
 
     def beside(self, workers: Workers, *, chosen: bool) -> Workers:
         """Return the workers with a core or GPU left free, unless they were `chosen`.
@@ -90,6 +92,9 @@ def _validate(
             if any((root / name).exists() for name in (STOP, DRAINED)):
                 is_left = True
                 ray.cancel(measured, force=True)
+            elif time.monotonic() - began > validation.longest:
+                ray.cancel(measured, force=True)
+                raise TimeoutError(f"no number after {validation.longest:.0f} s")
         found = dict(ray.get(measured))
     except (RayError, OSError) as error:
         if is_left:  # Ray keeps what is cancelled, and has it measured when the training goes on
