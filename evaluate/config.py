@@ -210,6 +210,12 @@ class DuringTraining:
     gpus: float = where(default=0.0)
     """GPU, or part of one, that measures checkpoints; training must leave it free. 0 takes a core."""
 
+    def check(self) -> None:
+        """Raise InputError unless there are images to measure."""
+        for name, least in (("every", 0), ("images", 2), ("gpus", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--evaluate.meanwhile.{name} must be at least {least}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:

@@ -28,6 +28,8 @@ from infra.storage import read_json, storage_errors, write_json
 
 RECORD = "artifact.json"
 _IDENTITY = ("step", "version", "config", "inputs")
+_COMPARED = {*_IDENTITY, "fingerprint", "finished"}
+"""What a record has that is not damaged, beside its result."""
 _VERSIONED = ("ray", "torch", "pyarrow", "mlflow-skinny", "numpy", "torch-fidelity")
 R = TypeVar("R", bound=Result)
 
@@ -155,7 +157,8 @@ class Step(Generic[R]):
             folders = list(self._folder.iterdir()) if self._folder.exists() else []
         except storage_errors() as error:
             raise InputError(f"{self._folder}: cannot be listed ({error})") from None
-        return [artifact for folder in folders if (artifact := load(folder, self.result))]
+        found = [load(folder, self.result) for folder in folders]
+        return [artifact for artifact in found if artifact and artifact.record.keys() >= _COMPARED]
 
 
 def load(path: UPath, result: type[R]) -> Artifact[R] | None:

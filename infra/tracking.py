@@ -25,7 +25,7 @@ from infra.fingerprint import fingerprint, flatten
 from infra.result import Dataset
 
 FINGERPRINT, PARENT = "mar.fingerprint", "mlflow.parentRunId"
-_BATCH = 500
+_BATCH, _LINES = 500, 40  # MLflow takes 1,000 points at once
 _PARAM_CHARS = 500
 _TIMEOUT, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 24 * 3600
 _HISTORY = "train/"
@@ -164,14 +164,16 @@ class Tracker:
         if run_id not in self._last_steps:
             self._last_steps[run_id] = self._last_step(run_id)
         lines = [line for line in lines if line["step"] > self._last_steps[run_id]]
-        points = [
-            Metric(f"{_HISTORY}{key}", float(value), int(line["time"] * 1000), int(line["step"]))
-            for line in lines
-            for key, value in line.items()
-            if key not in ("step", "time") and np.isfinite(value)
-        ]
-        for start in range(0, len(points), _BATCH):
-            self.client.log_batch(run_id, metrics=points[start : start + _BATCH])
+        for start in range(
+            0, len(lines), _LINES
+        ):  # none is cut: where a killed process stopped, a step is whole or not there
+            points = [
+                Metric(f"{_HISTORY}{key}", float(value), int(line["time"] * 1000), int(line["step"]))
+                for line in lines[start : start + _LINES]
+                for key, value in line.items()
+                if key not in ("step", "time") and np.isfinite(value)
+            ]
+            self.client.log_batch(run_id, metrics=points)
         if lines:
             self._last_steps[run_id] = max(int(line["step"]) for line in lines)  # a killed worker logs steps again
 

@@ -103,14 +103,15 @@ class Thinned:
 
     def of(self, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return what to keep of these lines, which follow those given before."""
-        kept = (self._of(line, (line["step"] - 1) // self.stride) for line in lines)
+        kept = (self._of(line, self._bucket(line["step"])) for line in lines)
         return [line for line in kept if line.keys() - _TIME]
 
+    def _bucket(self, step: int) -> int:
+        """Return the number of a step's run; the last has one of its own, though it is logged again."""
+        return self.steps if step == self.steps else (step - 1) // self.stride
+
     def _of(self, line: Mapping[str, Any], bucket: int) -> Mapping[str, Any]:
-        last = line["step"] == self.steps
-        kept = {
-            name: value for name, value in line.items() if name in _TIME or last or bucket > self.buckets.get(name, -1)
-        }
+        kept = {name: value for name, value in line.items() if name in _TIME or bucket > self.buckets.get(name, -1)}
         self.buckets |= {name: max(bucket, self.buckets.get(name, -1)) for name in line}
         return kept
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from upath import UPath
 
+from evaluate.config import DuringTraining
 from infra.artifact import Artifact, Step
 from infra.errors import InputError
 from infra.fingerprint import fingerprint
@@ -94,7 +95,9 @@ class Plan:
         recipe, base = self.recipe, self.recipe.evaluate.generate.sampling
         if {"reference", "sweep", "evaluation", "reconstruction"} & set(pending):
             recipe.reference.features.check()
-        if {"sweep", "evaluation"} & set(pending):
+        meanwhile = recipe.evaluate.meanwhile if "checkpoint" in pending else DuringTraining()
+        meanwhile.check()
+        if {"sweep", "evaluation"} & set(pending) or meanwhile.every:
             recipe.evaluate.generate.check()
         if "reconstruction" in pending:
             _ = recipe.reconstruction.lpips_files
@@ -106,7 +109,7 @@ class Plan:
             self._check_start(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
-        elif "evaluation" in pending:
+        elif "evaluation" in pending or meanwhile.every:
             base.check(self.model)
 
     def _check_start(self, model: Model) -> None:

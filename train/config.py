@@ -112,8 +112,8 @@ class Train:
 
     def check(self, model: Model) -> None:
         """Raise InputError unless the model fits the tokens that it is trained on, and there are steps to take."""
-        for name in ("train_steps", "checkpoint_every", "log_every", "grad_clip"):
-            if getattr(self, name) <= 0:
+        for name in ("train_steps", "checkpoint_every", "log_every", "grad_clip", "max_skipped_steps"):
+            if not getattr(self, name) > 0:  # NaN neither
                 raise InputError(f"--train.{name.replace('_', '-')} {getattr(self, name)} must be above 0")
         for name in ("lr", "weight_decay", "last_lr", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:

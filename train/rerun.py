@@ -9,8 +9,9 @@ from upath import UPath
 from infra.console import stage
 from infra.follow import append, logged
 from infra.storage import read_json
-from train.progress import folders, newest_whole, step_of
-from train.results import LOG
+from train.best import best, keep_if_best
+from train.progress import fault, folders, newest_whole, step_of
+from train.results import EVALUATIONS, LOG
 from train.validation import DRAINED
 
 LIST = "checkpoint_manager_snapshot.json"
@@ -28,24 +29,30 @@ def put_in_order(root: Path) -> Path | None:
 
 
 def begin_like(longest: UPath | None, root: Path, log: Path, name: str) -> str:
-    """Return the progress of a shorter training to begin with, with the log that led to it.
+    """Return the progress of a shorter training to begin with; its logs and its best are then this training's too.
 
     Nothing where there is progress below `root` already, or none in the shorter one, whose Ray Train run is `name`.
     """
     if longest is None or newest_whole(root) is not None:
         return ""
-    folder = newest_whole(Path(str(longest)) / name, say_passed_over)
+    shorter = Path(str(longest))
+    folder = newest_whole(shorter / name, say_passed_over)
     if folder is None:
         return ""
     stage("checkpoint", f"the same training as {longest.name} but longer: going on from its step {step_of(folder)}")
-    for line in logged(Path(str(longest)) / LOG):
-        append(log, line)
+    for file in (LOG, EVALUATIONS):
+        for line in logged(shorter / file):
+            append(log.with_name(file), line)
+    kept = best(shorter / name)
+    if kept is not None and not fault(kept.folder):
+        root.mkdir(parents=True, exist_ok=True)
+        keep_if_best(root, kept.folder, kept.by, kept.value, kept.under)
     return str(folder)
 
 
-def say_passed_over(fault: str) -> None:
+def say_passed_over(found: str) -> None:
     """Tell of a progress that is not whole."""
-    stage("checkpoint", f"damaged checkpoint: {fault}")
+    stage("checkpoint", f"damaged checkpoint: {found}")
 
 
 def _listed(root: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,13 +54,14 @@ class Start:
                 f"{FLAG} {self.folder}: it was trained on latents of the tokenizer {card.tokenizer_kind} "
                 f"{card.tokenizer_hash}, these are of {tokenizer_hash}; take that tokenizer with --tokenizer KIND:PATH"
             )
-        for (name, own), wanted in zip(_heads(card.model).items(), _heads(model).values(), strict=False):
-            if own != wanted:
+        wanted_heads = _heads(model)
+        for name, own in _heads(card.model).items():
+            if own != wanted_heads.get(name, own):  # another kind of trunk has other tensors too
                 raise InputError(f"{FLAG} {self.folder}: it has {name} {own}; give --train.model.trunk.{name} {own}")
         with torch.device("meta"):
-            expected = build_model(model).state_dict()
+            expected = build_model(replace(model, num_classes=card.model.num_classes)).state_dict()
         try:
-            check_against(_but_classes(_shapes(self.file)), _but_classes(expected))
+            check_against(_shapes(self.file), expected)
         except (OSError, ValueError) as error:
             raise InputError(f"{FLAG} {self.file}: {error}") from None
 
@@ -99,20 +100,17 @@ def _heads(model: Model) -> dict[str, int]:
     return {name.replace("_", "-"): of for name, of in asdict(model.trunk).items() if name.endswith("heads")}
 
 
-def _but_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if name != _OF_CLASSES}
-
-
 def _shapes(path: UPath | Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file without their values. Raises ValueError for what is none."""
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > path.stat().st_size:
+        size, held = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if size > held:
             raise ValueError("its header is cut short or damaged")
         header = json.loads(file.read(size))
     try:
-        return {
-            name: torch.empty(entry["shape"], device="meta") for name, entry in header.items() if name != "__metadata__"
-        }
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if (ends := 8 + size + max(entry["data_offsets"][1] for entry in entries.values())) != held:
+            raise ValueError(f"has {held} bytes, and its tensors end at {ends}")
+        return {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"its header is damaged ({error!r})") from None

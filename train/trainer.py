@@ -160,8 +160,9 @@ def _finished(card: ModelCard, out: UPath, log: Path, root: Path, returned: dict
         raise InputError(returned[REFUSED])
     if FAILED in returned:
         raise RuntimeError(f"training diverged: {returned[FAILED]}. Lower --train.lr or raise --train.warmup-steps.")
-    if STOPPED in returned:
-        stage("checkpoint", f"stopped after step {returned[STOPPED]}, where the next run goes on")
+    if STOPPED in returned or (root / STOP).exists():  # too late for a step; what follows takes hours too
+        reached = returned.get(STOPPED, card.train_steps)
+        stage("checkpoint", f"stopped after step {reached}, where the next run goes on")
         raise KeyboardInterrupt
     folder = newest_whole(root, say_passed_over)
     if folder is None or step_of(folder) < card.train_steps:

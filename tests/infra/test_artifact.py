@@ -106,6 +106,15 @@ def test_record_damaged_anywhere_is_never_taken_for_another_result(tmp_path):
         }
 
 
+@pytest.mark.parametrize("key", ["step", "version", "config", "inputs", "fingerprint", "finished"])
+def test_record_whose_key_is_damaged_is_none(key, tmp_path):
+    artifact = step(tmp_path, Config()).build()
+    record = {"?" if name == key else name: value for name, value in artifact.record.items()}
+    (artifact.path / "artifact.json").write_text(json.dumps(record))
+    assert step(tmp_path, Config()).find() is None
+    assert step(tmp_path, Config(steps=4)).explain_stale() == []
+
+
 def code_step(root, file, **more):
     return step(root / "out", Config(), code=(str(file),), **more)
 

@@ -1,5 +1,6 @@
 """The curves of a training whose workers and driver are killed: each point once, few, and none missing."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,3 +72,24 @@ def test_step_that_is_logged_again_after_its_worker_was_killed_has_no_second_poi
     for _ in range(2):
         server.history("run", lines)
     assert server.points == {"train/loss": [80, 100], "train/skipped": [60]}
+
+
+@pytest.mark.parametrize("taken", range(6))
+def test_process_that_ends_between_two_requests_leaves_no_step_with_some_of_its_numbers(taken):
+    """As after a minute's outage: many lines at once. The next process sends those after the last step that is there."""
+    server, names = Server(), [f"term {number}" for number in range(17)]
+    lines = [{"step": step, "time": 0.0, **dict.fromkeys(names, 1.0)} for step in range(1, 200)]
+    left = iter(range(taken))
+
+    def killed(run, metrics):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        Server.log_batch(server, run, metrics)
+
+    server.log_batch = killed
+    with contextlib.suppress(KeyboardInterrupt):
+        server.history("run", lines)
+    del server.log_batch
+    server._last_steps = {}
+    server.history("run", lines)
+    assert server.points == {f"train/{name}": list(range(1, 200)) for name in names}

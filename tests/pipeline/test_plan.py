@@ -141,6 +141,25 @@ def test_training_alone_asks_for_a_reference_only_to_be_measured_meanwhile(image
     assert "reference" in [step.name for step in found.until("evaluation")]
 
 
+@pytest.mark.parametrize(
+    ("asked", "ar_steps", "said"),
+    [
+        ({"every": -1}, 16, "--evaluate.meanwhile.every must be"),
+        ({"every": 500, "images": 1}, 16, "--evaluate.meanwhile.images must be at least 2"),
+        ({"every": 500, "gpus": -1.0}, 16, "--evaluate.meanwhile.gpus must be"),
+        ({"every": 500}, 0, "ar.steps"),
+    ],
+)
+def test_what_could_not_be_measured_meanwhile_is_refused_before_the_training(asked, ar_steps, said, images, tmp_path):
+    recipe = imagenet_256_mar_b()
+    sampling = replace(recipe.evaluate.generate.sampling, ar_steps=ar_steps)
+    evaluate = replace(recipe.evaluate, generate=replace(recipe.evaluate.generate, sampling=sampling))
+    found = plan(replace(recipe, evaluate=replace(evaluate, meanwhile=DuringTraining(**asked))), images, tmp_path)
+    with pytest.raises(InputError, match=said):
+        found.check(["checkpoint"], 1)
+    plan(replace(recipe, evaluate=evaluate), images, tmp_path).check(["checkpoint"], 1)
+
+
 def test_every_step_holds_the_recipe_that_plans_it_again(images, tmp_path):
     first = plan(imagenet_256_mar_b(), images, tmp_path)
     for name, step in first.steps.items():

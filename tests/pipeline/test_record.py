@@ -41,6 +41,14 @@ def test_metric_of_few_lines_keeps_its_points_where_others_are_thinned():
     assert sum("loss" in line for line in kept) <= MOST_POINTS
 
 
+def test_last_step_that_a_killed_worker_logs_again_is_kept_once():
+    thinned, last = Thinned(10), {"step": 10, "loss": 1.0}
+    assert thinned.of([{"step": 9, "loss": 2.0}, last, {"step": 9, "loss": 2.0}, last]) == [
+        {"step": 9, "loss": 2.0},
+        last,
+    ]
+
+
 def test_lines_sent_while_training_are_not_sent_again_at_its_end_nor_by_another_process(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     lines = [{"step": step, "time": step, "loss": 1.0 / step} for step in range(1, 9)]

@@ -1,5 +1,6 @@
 """What a training does when Ray Train ends it: failures count since the last progress; what cannot be mended is told."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,15 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from infra.cluster import Workers
 from infra.errors import InputError
+from infra.storage import location
+from tests.small_model import small
 from tests.train.test_progress import write
 from train import loop, trainer
+from train.card import ModelCard
 from train.loop import PREEMPTED, REFUSED, train_worker
 from train.progress import newest_whole, step_of
-from train.trainer import Group, _fit
+from train.trainer import Group, _finished, _fit, _stopping
+from train.validation import STOP
 
 DIED = ray.train.WorkerGroupError("a worker died", {0: RuntimeError("killed")})
 FULL = ray.train.ControllerError(OSError(28, "No space left on device"))
@@ -86,3 +91,23 @@ def test_worker_that_refuses_its_input_returns_alone_and_fails_among_others_who_
         return
     with pytest.raises(InputError, match=r"a\.parquet: bad"):
         train_worker({"job": None})
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_process_that_is_asked_to_end_when_the_last_step_is_taken_makes_no_step_after_it(asked, tmp_path, capsys):
+    """While the last checkpoints are measured, say. An evaluation would go on for hours."""
+    card = ModelCard(
+        model=small(), latent_scale=1.0, classes=tuple("abcde"), tokenizer_kind="pixels", tokenizer_hash="pixels",
+        train_steps=8, images_seen=8, ema_decay=0.9,
+    )  # fmt: skip
+    write(tmp_path / "step_00000008", 8)
+    with _stopping(tmp_path / STOP):
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+    words = card, location(tmp_path / "out"), tmp_path / "log", tmp_path, {"images": 8, "images_held_back": 0}
+    if not asked:
+        assert _finished(*words).train_steps == 8
+        return
+    with pytest.raises(KeyboardInterrupt):
+        _finished(*words)
+    assert "stopped after step 8, where the next run goes on" in capsys.readouterr().out

@@ -8,10 +8,11 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _Chec
 
 from infra.follow import append, logged
 from infra.storage import location
-from tests.train.test_progress import truncate, write
+from tests.train.test_progress import truncate, weights, write
+from train.best import DISTANCE, LOSS, best, keep_if_best
 from train.progress import folders
 from train.rerun import LIST, begin_like, put_in_order
-from train.results import LOG
+from train.results import EVALUATIONS, LOG
 
 NAMES = ("step_00000004", "step_00000008", "step_00000012")
 
@@ -109,3 +110,24 @@ def test_longer_training_begins_with_the_last_whole_checkpoint_of_the_shorter_on
     write(longer / "ray_train" / "step_00000009", 9)
     assert not begin_like(location(short), longer / "ray_train", longer / LOG, "ray_train"), "its own progress counts"
     assert not begin_like(None, tmp_path / "other", longer / LOG, "ray_train")
+
+
+@pytest.mark.parametrize("by", [LOSS, DISTANCE])
+def test_best_of_the_shorter_training_and_what_was_measured_of_it_are_the_longer_ones_too(by, tmp_path):
+    short, longer = tmp_path / "short", tmp_path / "longer"
+    longer.mkdir()
+    for step, value in ((4, 0.5), (8, 0.7)):
+        write(short / "ray_train" / f"step_{step:08d}", step)
+        keep_if_best(short / "ray_train", short / "ray_train" / f"step_{step:08d}", by, value, "500 images")
+        append(short / EVALUATIONS, {"step": step, "fd": value})
+    root = longer / "ray_train"
+    for _ in range(2):
+        assert begin_like(location(short), root, longer / LOG, "ray_train").endswith("step_00000008")
+    assert logged(longer / EVALUATIONS) == logged(short / EVALUATIONS)
+    write(root / "step_00000012", 12)
+    assert not keep_if_best(root, root / "step_00000012", by, 0.6, "500 images")
+    assert (best(root).step, best(root).by) == (4, by)
+    assert weights(best(root).folder).eq(4).all()
+    truncate(best(short / "ray_train").folder, np.random.default_rng(0))
+    begin_like(location(short), tmp_path / "other" / "ray_train", longer / LOG, "ray_train")
+    assert best(tmp_path / "other" / "ray_train") is None, "a damaged one is not handed on"

@@ -93,6 +93,35 @@ def test_package_without_raw_weights_and_a_torn_file_are_named(folder):
         Start(folder, "ema").check(SHAPE, HASH)
 
 
+@pytest.mark.parametrize("kind", ["random-causal", "pixelcnn", "rnn"])
+def test_model_of_another_kind_of_trunk_is_refused_by_its_tensors(kind, folder):
+    shape = small(kind)
+    shape = replace(shape, trunk=replace(shape.trunk, heads=2)) if kind == "random-causal" else shape
+    with pytest.raises(InputError, match=r"tensors do not fit: .*missing"):
+        Start(folder, "ema").check(shape, HASH)
+
+
+@pytest.mark.parametrize("classes", [5, 9])
+@pytest.mark.parametrize("embedding", [None, (5, 16), (7, 32)])
+def test_class_embedding_that_is_not_the_models_own_is_refused_like_any_tensor(embedding, classes, folder):
+    state = load_file(folder / EMA_WEIGHTS)
+    del state["class_emb.weight"]
+    save_file(
+        state if embedding is None else {**state, "class_emb.weight": torch.zeros(embedding)}, folder / EMA_WEIGHTS
+    )
+    with pytest.raises(InputError, match=r"class_emb\.weight"):
+        Start(folder, "ema").check(replace(SHAPE, num_classes=classes), HASH)
+
+
+def test_weights_that_are_cut_short_anywhere_are_refused_before_they_are_read(folder):
+    file = folder / EMA_WEIGHTS
+    whole = file.read_bytes()
+    for left in (*np.random.default_rng(0).integers(len(whole), size=20).tolist(), len(whole) - 1):
+        file.write_bytes(whole[:left])
+        with pytest.raises(InputError, match=EMA_WEIGHTS):
+            Start(folder, "ema").check(SHAPE, HASH)
+
+
 def test_training_is_identified_by_the_content_of_what_it_starts_from(folder, tmp_path):
     def checkpoint(start_from, weights="ema"):
         recipe = replace(emoji_32(), tokenizer=PretrainedTokenizer(kind="pixels"), tokenize=Tokenize(image_size=4))
@@ -130,7 +159,7 @@ def checked(start):
     return start
 
 
-@pytest.mark.parametrize("name", ["train_steps", "checkpoint_every", "log_every", "grad_clip"])
+@pytest.mark.parametrize("name", ["train_steps", "checkpoint_every", "log_every", "grad_clip", "max_skipped_steps"])
 def test_zero_steps_are_refused_before_any_worker_starts(name):
     train = replace(emoji_32().train, **{name: 0})
     model = small()
