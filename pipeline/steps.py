@@ -104,6 +104,8 @@ class Plan:
             recipe.train.check(self.model)
             recipe.train.check_workers(workers, most_workers, gpus)
             self._check_start(self.model)
+            if recipe.evaluate.meanwhile.every:
+                base.check(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
         elif "evaluation" in pending:
