@@ -183,11 +183,12 @@ class FitMultiScaleTokenizer(FitQuantizing):
         """Raise InputError unless the scales grow to the size of the feature map, and all fits as in a VQ-VAE."""
         super().check(image_size)
         side = image_size // self.stride
-        if list(self.scales) != sorted(set(self.scales)) or self.scales[:1] < (1,) or self.scales[-1] != side:
+        grow = list(self.scales) == sorted(set(self.scales)) and len(self.scales) > 1
+        if not grow or self.scales[0] < 1 or self.scales[-1] != side:
             raise InputError(
-                f"--tokenizer.scales {' '.join(map(str, self.scales))}: sides that grow, from 1 or more to that of "
-                f"the feature map, which is {side} at --tokenize.image-size {image_size} and --tokenizer.stride "
-                f"{self.stride}"
+                f"--tokenizer.scales {' '.join(map(str, self.scales))}: two or more sides that grow, from 1 or more to "
+                f"that of the feature map, which is {side} at --tokenize.image-size {image_size} and "
+                f"--tokenizer.stride {self.stride}"
             )
         if not 1 <= self.phis <= len(self.scales):
             raise InputError(f"--tokenizer.phis {self.phis}: from 1 to the number of scales, {len(self.scales)}")
