@@ -1,5 +1,6 @@
 """What sampling and evaluation are: the part of a recipe that decides images and numbers. Imports nothing heavy."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,9 @@ class Sampling:
         `kept` tells by position which tokens are given; none are when it is empty.
         """
         kept = tuple(kept) or (False,) * model.num_tokens
+        for name in ("temperature", "cfg_scale", "choice_temperature"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{name} is {value}; it must be a number, 0 or more")
         if self.cfg_scale != 1 and model.label_drop == 0:
             raise InputError(f"cfg_scale is {self.cfg_scale}, but the model was trained with label_drop 0: use 1")
         if self.order == "confidence" and not model.head.has_density:

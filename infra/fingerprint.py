@@ -8,8 +8,11 @@ sets, arbitrary objects) are refused, so that no memory address leaks into an id
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
+
+from infra.errors import InputError
 
 _WHERE, _ADDED, _FILE = "where", "added", "file"
 T = TypeVar("T")
@@ -69,8 +72,16 @@ def canonical(value: object, *, identity: bool = True) -> Any:  # noqa: ANN401
 
 
 def fingerprint(value: object) -> str:
-    """Return 8 hex digits that change exactly when an identity field of `value` changes."""
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return 8 hex digits that change exactly when an identity field of `value` changes.
+
+    Raises InputError naming a field whose number is none, or without end: nothing can be made by it.
+    """
+    plain = canonical(value)
+    for name, found in flatten(plain).items():
+        numbers = found if isinstance(found, list) else [found]
+        if any(isinstance(of, float) and not math.isfinite(of) for of in numbers):
+            raise InputError(f"{name.replace('_', '-')} is {found}: give a number")
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

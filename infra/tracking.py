@@ -164,9 +164,7 @@ class Tracker:
         if run_id not in self._last_steps:
             self._last_steps[run_id] = self._last_step(run_id)
         lines = [line for line in lines if line["step"] > self._last_steps[run_id]]
-        for start in range(
-            0, len(lines), _LINES
-        ):  # none is cut: where a killed process stopped, a step is whole or not there
+        for start in range(0, len(lines), _LINES):  # where a process is killed, a step is whole or missing
             points = [
                 Metric(f"{_HISTORY}{key}", float(value), int(line["time"] * 1000), int(line["step"]))
                 for line in lines[start : start + _LINES]

@@ -30,7 +30,7 @@ from tokenize_jobs.config import Fit, TokenizerFile
 from tokenize_jobs.results import LatentsResult, PicturesResult, TokenizerResult
 from tokenize_jobs.sources.emoji import Emoji, draw
 from tokenize_jobs.sources.listing import ImageFiles, Images, scan, scan_images
-from train.card import ModelCard, content_digest, read_card
+from train.card import ModelCard, check_tokens, content_digest, read_card
 from train.results import CheckpointResult, TrainingProgress
 from tune.config import NoSweep, SamplingSweep, TrainingSweep
 from tune.results import SweepResult
@@ -64,6 +64,7 @@ class Planner:
         geometry = tokenizers.geometry(self.recipe.tokenizer)
         if given is not None:
             model, self.image_size = given.model, given.model.latent_size * geometry.stride
+            check_tokens(geometry.of_image(self.image_size), model, tokenizer)
         else:
             model = self.recipe.train.on(geometry.of_image(self.image_size), len(source.classes))
             self._latents(source, tokenizer)

@@ -107,9 +107,11 @@ class Plan:
             recipe.train.check(self.model)
             recipe.train.check_workers(workers, most_workers, gpus)
             self._check_start(self.model)
+            if meanwhile.every:
+                base.check(self.model)
         if "sweep" in pending and isinstance(recipe.tune, SamplingSweep):
             recipe.tune.check(self.model, base)
-        elif "evaluation" in pending or meanwhile.every:
+        elif "evaluation" in pending:
             base.check(self.model)
 
     def _check_start(self, model: Model) -> None:

@@ -1,6 +1,7 @@
 """What tokenization is: the part of a recipe that decides the latents. Imports nothing heavy."""
 
 import hashlib
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
 VGG16_DIGEST = "397923af"
 """What the sha256 of VGG-16's published weights begins with: a recipe names no others."""
 _LEAST_FOR_VGG16 = 16
+_SHARES = ("codebook_decay", "adversarial_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,15 @@ class Fit:
     """Seed of the initial weights, the batches and the posterior noise."""
 
     def check(self, image_size: int) -> None:
-        """Raise InputError unless all counts are 1 or more, and the stride is even and divides the image size."""
+        """Raise InputError unless counts are 1 or more, rates and weights 0 or more, and the stride is even and divides
+        the image size."""
         for item in fields(self):
             value, flag = getattr(self, item.name), f"--tokenizer.{item.name.replace('_', '-')}"
             if item.type is int and item.name != "seed" and value < 1:
                 raise InputError(f"{flag} {value} is below 1")
+            most = 1 if item.name in _SHARES else math.inf
+            if item.type is float and not 0 <= value <= most:
+                raise InputError(f"{flag} {value} must be " + ("from 0 to 1" if most == 1 else "0 or more"))
         if self.stride < 2 or self.stride % 2:
             raise InputError(f"--tokenizer.stride {self.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
         if self.width < 8 or self.width % 8:
@@ -183,11 +189,12 @@ class FitMultiScaleTokenizer(FitQuantizing):
         """Raise InputError unless the scales grow to the size of the feature map, and all fits as in a VQ-VAE."""
         super().check(image_size)
         side = image_size // self.stride
-        if list(self.scales) != sorted(set(self.scales)) or self.scales[:1] < (1,) or self.scales[-1] != side:
+        grow = list(self.scales) == sorted(set(self.scales)) and len(self.scales) > 1
+        if not grow or self.scales[0] < 1 or self.scales[-1] != side:
             raise InputError(
-                f"--tokenizer.scales {' '.join(map(str, self.scales))}: sides that grow, from 1 or more to that of "
-                f"the feature map, which is {side} at --tokenize.image-size {image_size} and --tokenizer.stride "
-                f"{self.stride}"
+                f"--tokenizer.scales {' '.join(map(str, self.scales))}: two or more sides that grow, from 1 or more to "
+                f"that of the feature map, which is {side} at --tokenize.image-size {image_size} and "
+                f"--tokenizer.stride {self.stride}"
             )
         if not 1 <= self.phis <= len(self.scales):
             raise InputError(f"--tokenizer.phis {self.phis}: from 1 to the number of scales, {len(self.scales)}")

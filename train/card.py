@@ -4,12 +4,18 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
 from infra.errors import InputError
+from infra.fingerprint import canonical
 from infra.from_json import from_json
+from tokenize_jobs.config import TokenizerFile
 from train.models.config import Model
+
+if TYPE_CHECKING:  # it needs numpy
+    from tokenize_jobs.tokens import TokenKind
 
 MODEL, WEIGHTS, EMA_WEIGHTS = "model.json", "model.safetensors", "ema.safetensors"
 
@@ -36,6 +42,16 @@ def read_card(folder: UPath | Path) -> ModelCard:
         return from_json(path.read_text(), ModelCard, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give the directory of a trained model") from None
+
+
+def check_tokens(kind: "TokenKind", model: Model, weights: TokenizerFile) -> None:
+    """Raise InputError unless what a tokenizer makes of an image is what the model draws."""
+    made, trained = kind.for_model(), canonical(model, identity=False)
+    if made != {name: trained[name] for name in made}:
+        raise InputError(
+            f"tokenizer {weights.kind} {weights.path}: makes {kind.told()} of an image, not the tokens of this model: "
+            f"{trained['tokens']} in {trained['latent_channels']} channels"
+        )
 
 
 def content_digest(folder: UPath | Path) -> str:

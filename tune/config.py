@@ -130,8 +130,6 @@ class SamplingSweep:
             )
         if wrong := [start for start in self.max_timestep if not 0 <= start < TRAIN_TIMESTEPS]:
             raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {TRAIN_TIMESTEPS - 1}")
-        if wrong := [value for value in (*self.temperature, *self.cfg_scale) if value < 0]:
-            raise InputError(f"--tune: a temperature or a guidance scale of {wrong[0]} is below 0")
         for sampling in self.settings(base):
             sampling.check(model)
 

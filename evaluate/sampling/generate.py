@@ -11,15 +11,12 @@ from evaluate.sampling.noise import ImageNoise
 from evaluate.sampling.sampler import sample
 from evaluate.sampling.smooth import sample_smooth
 from infra.errors import InputError
-from infra.fingerprint import canonical
 from infra.storage import location
 from tokenize_jobs.config import TokenizerFile
 from tokenize_jobs.tokenizers import load
 from tokenize_jobs.tokenizers.pixels import from_uint8, to_uint8
-from tokenize_jobs.tokens import TokenKind
-from train.card import read_card
+from train.card import check_tokens, read_card
 from train.checkpoint import read_model
-from train.models.config import Model
 
 _PIXELS_AT_ONCE = 64 * 256**2  # bounds the memory of a decoder
 
@@ -81,16 +78,6 @@ class Generator:
         parts, by = latents.split(max(1, _PIXELS_AT_ONCE // pixels)), by or self.tokenizer.decode
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return np.concatenate([to_uint8(_finite(by(part).float())) for part in parts])
-
-
-def check_tokens(kind: TokenKind, model: Model, weights: TokenizerFile) -> None:
-    """Raise InputError unless what a tokenizer makes of an image is what the model draws."""
-    made, trained = kind.for_model(), canonical(model, identity=False)
-    if made != {name: trained[name] for name in made}:
-        raise InputError(
-            f"tokenizer {weights.kind} {weights.path}: makes {kind.told()} of an image, not the tokens of this model: "
-            f"{trained['tokens']} in {trained['latent_channels']} channels"
-        )
 
 
 def _finite(images: torch.Tensor) -> torch.Tensor:

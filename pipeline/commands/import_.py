@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.sampling.generate import check_tokens
 from infra.console import say
 from infra.errors import InputError
 from infra.storage import location
@@ -18,7 +17,7 @@ from pipeline.flags import parse
 from tokenize_jobs import tokenizers
 from tokenize_jobs.config import PretrainedTokenizer, TokenizerFile
 from tokenize_jobs.tokenizers.weights import read_weights, require_tensors
-from train.card import ModelCard
+from train.card import ModelCard, check_tokens
 from train.checkpoint import take_parts, write_model
 from train.models.build import build_model
 from train.models.config import Model

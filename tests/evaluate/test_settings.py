@@ -1,5 +1,6 @@
 """A setting that chooses among names has one entry a name in the table that reads it."""
 
+import math
 import typing
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from evaluate.likelihood import _steps_told
 from evaluate.sampling.orders import RANKS
 from evaluate.sampling.sampler import check
 from infra.errors import InputError
-from tests.small_model import small
+from tests.small_model import small, small_of_codes
 from train.config import Train
 from train.models.diffloss import SOLVERS
 from train.models.flow import SOLVERS as FLOW_SOLVERS
@@ -75,3 +76,12 @@ def test_likelihood_of_order_by_confidence_is_told_to_be_of_random_order():
 def test_starts_and_steps_beyond_the_process_are_refused(setting, told):
     with pytest.raises(InputError, match=told):
         Sampling(ar_steps=2, **setting).check(small())
+
+
+@pytest.mark.parametrize("name", ["temperature", "cfg_scale", "choice_temperature"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_scales_that_are_no_numbers_or_below_zero_are_refused(
+    name, value
+):  # codes drawn from no numbers look like codes
+    with pytest.raises(InputError, match=f"{name} is {value}; it must be a number"):
+        Sampling(ar_steps=2, **{name: value}).check(small_of_codes())

@@ -1,6 +1,7 @@
 """Artifacts and fingerprints: what a result depends on, and nothing of where it ran."""
 
 import json
+import math
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_code_changed_since_is_named_and_made_anew_only_when_asked(tmp_path):
 def test_fingerprint_value_without_stable_form_is_refused():
     with pytest.raises(TypeError, match="no stable form"):
         fingerprint({"f": lambda: 1})
+
+
+def test_number_that_is_none_or_without_end_is_refused_by_its_field():
+    with pytest.raises(InputError, match=r"^sampling\.cfg-scale is nan: give a number"):
+        fingerprint({"sampling": {"cfg_scale": math.nan}})
+    with pytest.raises(InputError, match=r"^tune\.temperature is \[1\.0, inf\]"):
+        fingerprint({"tune": {"temperature": (1.0, math.inf)}})
 
 
 def test_stale_artifact_is_explained_field_by_field(tmp_path):

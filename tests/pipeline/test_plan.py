@@ -1,6 +1,7 @@
 """Which artifacts a recipe asks for, before anything runs."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from pipeline.plan import Planner
 from pipeline.published import imagenet_256_mar_b, imagenet_256_mar_l
 from pipeline.recipe import Recipe
 from pipeline.recipes import emoji_32, own_images
+from tests.small_model import small, small_of_codes, written
 from tokenize_jobs.config import FitVQTokenizer, PretrainedTokenizer, Tokenize
 from tokenize_jobs.sources.listing import ImageFiles, scan, scan_images
 from tokenize_jobs.store.shards import commit_shard, publish, to_table
@@ -158,6 +160,15 @@ def test_what_could_not_be_measured_meanwhile_is_refused_before_the_training(ask
     with pytest.raises(InputError, match=said):
         found.check(["checkpoint"], 1)
     plan(replace(recipe, evaluate=evaluate), images, tmp_path).check(["checkpoint"], 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [(small(), ""), (small_of_codes(), "makes 3 x 4 x 4, deterministic of an image, not the tokens")]
+)
+def test_model_of_other_tokens_than_the_tokenizer_makes_is_refused_before_anything_runs(tmp_path, model, told):
+    folder, pixels = written(tmp_path / "model", model), PretrainedTokenizer(kind="pixels")
+    with pytest.raises(InputError, match=told) if told else nullcontext():
+        Planner(replace(emoji_32(), checkpoint=folder, tokenizer=pixels), Compute(out=str(tmp_path))).plan()
 
 
 def test_every_step_holds_the_recipe_that_plans_it_again(images, tmp_path):

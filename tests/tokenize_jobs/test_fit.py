@@ -85,8 +85,12 @@ def test_quantizing_tokenizer_uses_its_codebook_and_learns_pictures(kind, tmp_pa
     ("changed", "fault"),
     [
         ({"scales": (1, 2, 8)}, "--tokenizer.scales 1 2 8: .* which is 4 at --tokenize.image-size 8"),
-        ({"scales": (2, 1, 4)}, "sides that grow, from 1 or more"),
+        ({"scales": (2, 1, 4)}, "two or more sides that grow, from 1 or more"),
+        ({"scales": (4,), "phis": 1}, "--tokenizer.scales 4: two or more sides"),
         ({"phis": 4}, "--tokenizer.phis 4: from 1 to the number of scales, 3"),
+        ({"codebook_decay": 1.5}, "--tokenizer.codebook-decay 1.5 must be from 0 to 1"),
+        ({"commitment": -1.0}, "--tokenizer.commitment -1.0 must be 0 or more"),
+        ({"lr": float("nan")}, "--tokenizer.lr nan must be 0 or more"),
         ({"codebook_size": 1}, "--tokenizer.codebook-size 1: a codebook has at least 2 vectors"),
     ],
 )

@@ -98,7 +98,7 @@ def test_another_seed_chooses_other_trials():
         (replace(SWEEP, temperature=(0.0, 1.0), temperature_on=("prediction",)), "temperature must be above 0"),
         (replace(SWEEP, ar_steps=(4, 17)), "from 1 to the 16 tokens"),
         (replace(SWEEP, max_timestep=(1000,)), "max-timestep 1000 must be from 0 to 999"),
-        (replace(SWEEP, temperature=(-1.0, 1.0)), "is below 0"),
+        (replace(SWEEP, temperature=(-1.0, 1.0)), "temperature is -1.0; it must be a number, 0 or more"),
         (replace(SWEEP, diffusion_steps=(0,)), "diffusion_steps must be at least 1"),
         (replace(SWEEP, trials=-1), "trials -1 is below 0"),
         (replace(SWEEP, widen=-1), "widen -1 is below 0"),

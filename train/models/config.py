@@ -66,6 +66,7 @@ class Model(Architecture):
         """Raise ValueError, beginning with the flag of a field of the architecture, unless all fits together."""
         if self.patch_size < 1:
             raise ValueError(f"patch-size {self.patch_size} is below 1")
+        _check_share("label-drop", self.label_drop)
         for prefix, part in (("trunk.", self.trunk), ("head.", self.head)):
             _check_sizes(part, prefix)
         if self.latent_size % self.patch_size:
@@ -90,14 +91,21 @@ class Model(Architecture):
 
 
 def _check_sizes(part: Trunk | Head, prefix: str) -> None:
-    """Raise ValueError, beginning with the field's flag, unless every whole number of a part, a size, is 1 or more."""
+    """Raise ValueError, beginning with the field's flag, unless each size of a part is 1 or more, each share one."""
     numbers = {item.name: getattr(part, item.name) for item in fields(part) if item.type is int}
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{prefix}{name.replace('_', '-')} {value} is below 1")
+    for name in ("dropout", "mask_ratio_min"):
+        _check_share(f"{prefix}{name.replace('_', '-')}", getattr(part, name, 0.0))
     hidden = getattr(part, "mlp_ratio", 1.0) * min((of for name, of in numbers.items() if "width" in name), default=1)
     if not 1 <= hidden < math.inf:
         raise ValueError(f"{prefix}mlp-ratio {part.mlp_ratio} leaves the MLP without channels")
+
+
+def _check_share(flag: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{flag} {value} must be from 0 to 1")
 
 
 def trunk(width: int, depth: int, heads: int) -> MaskedTrunk:
