@@ -45,6 +45,7 @@ bench: $(VENV)/ready-dev       ## measured ratios: models against a transcriptio
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.latents
 	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.recovery
 
 gpu:             ## tests on a GPU and the GPU rows of the benchmark, in fifteen minutes; needs torch, numpy and pytest alone, of whichever python3
 	python3 -m pytest --noconftest -c /dev/null --rootdir . -m gpu tests/gpu

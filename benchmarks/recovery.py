@@ -63,9 +63,10 @@ def stood_still(log: Path, victim: Callable[[], psutil.Process], driver: BasePro
     process, trains, reached = victim(), worker(), _last_step(log)
     process.kill()
     began = time.time()
-    psutil.wait_procs([process, trains])
-    _wait(lambda: logged(log)[-1]["time"] > began, driver)
-    first = next(line for line in logged(log) if line["time"] > began)
+    psutil.wait_procs([process, trains])  # a worker goes on for a moment after its raylet
+    ended = time.time()
+    _wait(lambda: logged(log)[-1]["time"] > ended, driver)
+    first = next(line for line in logged(log) if line["time"] > ended)
     return f"{first['time'] - began:.1f} s | step {first['step']}, {reached} was reached before |"
 
 
