@@ -2,8 +2,8 @@
 
     python -m benchmarks.loop
 
-Trains a small model with steps of some 50 ms on one core, in turns in a plain loop and as `mar train` does, and once by
-two workers. Prints Markdown, each row when it is measured; some four minutes on two cores.
+Trains a small model with steps of some 50 ms on one core, in turns in a plain loop, as `mar train` does, and by two
+workers. Prints Markdown; some five minutes on two cores.
 """
 
 import statistics
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.latents import KL16
-from benchmarks.machine import conditions, ratio
+from benchmarks.machine import conditions
 from infra.ahead import made_ahead
 from infra.cluster import Compute, connected, quiet_environment
 from infra.console import say
@@ -39,7 +39,7 @@ from train.progress import snapshot
 from train.results import LOG
 from train.step import training_step
 
-IMAGES, STEPS, WARM, ROUNDS = 2000, 300, 60, 3
+IMAGES, STEPS, WARM, ROUNDS = 2000, 260, 60, 4
 CONFIG = Train(
     model=tiny(32, 1, 2, 32, 1), train_steps=STEPS, batch_size=4, micro_batch=2, lr=1e-4, warmup_steps=10,
     precision="fp32", checkpoint_every=STEPS, log_every=20,
@@ -58,8 +58,8 @@ def store_of(folder: Path) -> str:
     return str(folder)
 
 
-def plain_seconds(store: str, config: Train = CONFIG, warm: int = WARM) -> float:
-    """Return the seconds of a step in a loop without Ray, log or checkpoint: the median, as `trained` has it."""
+def plain_seconds(store: str, config: Train = CONFIG, warm: int = WARM) -> list[float]:
+    """Return the seconds of a step in a loop without Ray, log or checkpoint: of each few steps, as `trained` has it."""
     torch.set_num_threads(1)
     latents, model = LatentStore(store), build_model(config.on(KL16, 4)).train()
     ema, optimization = EMA(model, config.ema_decay), Optimization(model, config)
@@ -70,11 +70,12 @@ def plain_seconds(store: str, config: Train = CONFIG, warm: int = WARM) -> float
             training_step(model, model, ema, optimization, inputs)
             times.append(time.perf_counter())
     marks = times[warm :: config.log_every]
-    return statistics.median(after - before for before, after in pairwise(marks)) / config.log_every
+    return [(after - before) / config.log_every for before, after in pairwise(marks)]
 
 
-def trained(store: str, out: Path, workers: int) -> tuple[float, float]:
-    """Train as `mar train` does; returns the seconds of a step, and the share of the time that data was waited for."""
+def trained(store: str, out: Path, workers: int) -> tuple[list[float], float]:
+    """Train as `mar train` does; returns the seconds of a step between lines of the log, and the share of the time that
+    data was waited for."""
     stage = ElasticStage(workers=workers, cpus=1)
     from train.loop import Data  # Ray reads the environment when it is imported
     from train.trainer import train
@@ -83,12 +84,12 @@ def trained(store: str, out: Path, workers: int) -> tuple[float, float]:
     return of_log(logged(out / LOG))
 
 
-def of_log(lines: list[dict[str, Any]], warm: int = WARM) -> tuple[float, float]:
+def of_log(lines: list[dict[str, Any]], warm: int = WARM) -> tuple[list[float], float]:
     """Return what `trained` does, from a log's lines after the warm-up but the last, which has a checkpoint."""
     lines = [line for line in lines if line["step"] >= warm][:-1]
     steps = [(after["time"] - before["time"]) / (after["step"] - before["step"]) for before, after in pairwise(lines)]
     waited = sum(line["data_seconds"] for line in lines[1:])
-    return statistics.median(steps), waited / (lines[-1]["time"] - lines[0]["time"])
+    return steps, waited / (lines[-1]["time"] - lines[0]["time"])
 
 
 def stalls(shape: Model) -> tuple[float, list[float]]:
@@ -124,24 +125,22 @@ def main() -> None:
     with folder() as root:
         store = store_of(root / "store")
         with connected(Compute(out=str(root))):
-            plain, under_ray, waited = [plain_seconds(store)], [], []
+            plain, under_ray, two, waited = plain_seconds(store), [], [], []
             for turn in range(ROUNDS):
-                seconds, data = trained(store, root / str(turn), 1)
-                under_ray.append(seconds)
+                seconds, data = trained(store, root / f"one-{turn}", 1)
+                under_ray += seconds
                 waited.append(data)
-                plain.append(plain_seconds(store))
-            between = [statistics.mean(pair) for pair in pairwise(plain)]
-            figures = f"{_milliseconds(under_ray)} between {_milliseconds(plain)} ms"
-            told = f"{ratio(under_ray, between):.3f}x | {figures}"
-            say(f"| step under Ray against a plain loop before and after | {told} |")
-            say(f"| waiting for data, of the time | {statistics.median(waited):.2%} | |")
-            two, _ = trained(store, root / "two", 2)
-        one = under_ray[-1]
-        say(f"| two workers of one core against one | {one / two:.2f}x | {1e3 * two:.1f} against {1e3 * one:.1f} ms |")
+                plain += plain_seconds(store)
+                two += trained(store, root / f"two-{turn}", 2)[0]
+        say(row("step under Ray against a plain loop, time", under_ray, plain))
+        say(f"| waiting for data, of the time | {statistics.median(waited):.2%} | |")
+        say(row("one worker of one core against two, time", under_ray, two))
 
 
-def _milliseconds(seconds: list[float]) -> str:
-    return ", ".join(f"{1e3 * of:.1f}" for of in seconds)
+def row(what: str, over: list[float], under: list[float]) -> str:
+    """Return the line that compares the lower quartiles of some intervals' seconds a step: neighbours only add."""
+    first, second = (1e3 * statistics.quantiles(of, n=4)[0] for of in (over, under))
+    return f"| {what} | {first / second:.3f}x | {first:.1f} against {second:.1f} ms, of {len(over)} and {len(under)} |"
 
 
 if __name__ == "__main__":
