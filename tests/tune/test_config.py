@@ -1,5 +1,6 @@
 """The space of a sampling sweep: what is tried, and what is refused before anything runs."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from evaluate.config import DiffusionSteps, Sampling
 from infra.errors import InputError
 from train.models.config import tiny
+from train.models.heads import MixtureHead, RegressionHead
 from train.models.trunks import CausalTrunk
 from tune.config import SamplingSweep, effective
 
@@ -112,6 +114,16 @@ def test_another_seed_chooses_other_trials():
 def test_space_or_budget_that_makes_no_sense_is_refused(sweep, message):
     with pytest.raises(InputError, match=message):
         sweep.check(MODEL, BASE)
+
+
+def test_temperature_of_a_head_that_draws_from_no_distribution_is_refused():
+    base = replace(BASE, max_timestep=None)
+    for head, said in (
+        (RegressionHead(), pytest.raises(InputError, match="a regression head draws from no distribution")),
+        (MixtureHead(), nullcontext()),
+    ):
+        with said:
+            SWEEP.check(replace(MODEL, head=head), base)
 
 
 def test_settings_that_the_model_cannot_take_are_refused():
