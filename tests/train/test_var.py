@@ -188,6 +188,8 @@ def test_trunk_head_and_tokens_that_do_not_fit_are_refused():
         replace(SHAPE, tokens=CodeTokens(codebook_size=7)).check()
     with pytest.raises(ValueError, match=r"head.kind mixture: this head draws continuous tokens"):
         replace(SHAPE, head=MixtureHead()).check()
+    with pytest.raises(ValueError, match=r"trunk.kind next-scale: the tokenizer makes codes at one scale alone, 3"):
+        replace(SHAPE, tokens=replace(TOKENS, scales=(3,), phis=1)).check()
     with pytest.raises(ValueError, match=r"trunk.heads 5 does not divide width 32"):
         replace(SHAPE, trunk=replace(TRUNK, heads=5)).check()
     SHAPE.check()

@@ -145,8 +145,10 @@ class MultiScaleTokens:
         return self.codebook_size
 
     def check(self, patch_size: int) -> None:
-        """Raise ValueError, beginning with the field's flag, unless a token is one code."""
+        """Raise ValueError, beginning with the field's flag, unless a token is one code and a scale has a next one."""
         _check_patch(patch_size)
+        if len(self.scales) < 2:
+            raise ValueError(f"trunk.kind next-scale: the tokenizer makes codes at one scale alone, {self.scales[0]}")
 
     def likelihoods(self, channels: int) -> Mapping[str, float]:  # noqa: ARG002
         """Return the name of a negative log-likelihood, and its factor on nats a token."""
