@@ -41,7 +41,7 @@ class Validation:
     """Of a GPU that the training leaves free; 0 takes a core."""
     under: str = ""
     """Digest of the conditions that the numbers are measured under."""
-    longest: float = 3600.0
+    longest: float = 24 * 3600.0
     """Seconds of one measurement: the training ends when all have, and must not wait for one that hangs."""
 
     def beside(self, workers: Workers, *, chosen: bool) -> Workers:
