@@ -179,8 +179,8 @@ class _FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value, mask = (*args, kwargs.get("attn_mask"))[:4]
-        how = {name: kwargs[name] for name in ("dropout_p", "is_causal", "scale") if name in kwargs}
+        query, key, value, mask, dropout, causal = args
+        how = {"dropout_p": dropout, "is_causal": causal, "scale": kwargs["scale"]}
         if mask is None:
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **how)[0]
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)

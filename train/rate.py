@@ -27,13 +27,13 @@ def operations(model: Model) -> float:
 
 
 def device_rate(device: torch.device, precision: str) -> float:
-    """Return the operations a second of a device: as its maker states them in bf16, else measured."""
+    """Return the operations a second of a device in this precision: as its maker states them in bf16, else measured."""
     if device.type == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name(device)
         known = next((rate for part, rate in _KNOWN.items() if part in name.replace("-", " ").split()), None)
         if known is not None:
             return known
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side = _SIDE[device.type]
     factor = torch.ones(side, side, device=device, dtype=dtype)
     return max(2 * side**3 / _seconds(factor) for _ in range(_TIMES))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from evaluate.sampling.noise import ImageNoise
 from tests.small_model import ORDER_OF, randomised, small, step_loss
@@ -16,7 +17,7 @@ from train.models.build import build_model
 from train.models.config import mar_base, mar_huge, mar_large
 from train.models.heads import DiffusionHead, MixtureHead
 from train.models.patchify import patchify, unpatchify
-from train.models.transformer import put_rows, take_rows
+from train.models.transformer import attend, put_rows, take_rows
 from train.models.trunks import num_masked
 
 
@@ -34,6 +35,18 @@ def test_published_sizes_have_the_published_number_of_parameters(shape, paramete
 def test_unpatchify_inverts_patchify(batch, channels, side, patch):
     latents = torch.randn(batch, channels, side * patch, side * patch)
     assert torch.equal(unpatchify(patchify(latents, patch), patch, (side, side)), latents)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_bf16_numbers_is_computed_in_float32_on_a_processor_and_as_it_is_on_a_gpu(causal):
+    rows = [torch.randn(2, 3, 5, 8, dtype=torch.bfloat16) for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*rows, causal=causal)
+    exact = torch.nn.functional.scaled_dot_product_attention(*(of.float() for of in rows), is_causal=causal)
+    assert torch.equal(found, exact)
+    with FakeTensorMode():
+        on_gpu = [torch.empty(2, 3, 5, 8, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+        assert attend(*on_gpu, causal=causal).dtype == torch.bfloat16
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 1024))

@@ -34,5 +34,6 @@ def test_operations_and_memory_of_every_trunk_and_token_are_counted(trunk, of):
     assert activation_bytes(model, 2, 8, "bf16", recomputing=False) > 1e5
 
 
-def test_rate_of_this_processor_is_that_of_real_products():
-    assert 1e8 < device_rate(torch.device("cpu"), "fp32") < 1e14
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rate_of_this_processor_is_that_of_real_products(precision):
+    assert 1e8 < device_rate(torch.device("cpu"), precision) < 1e14

@@ -1,5 +1,7 @@
 """Pre-norm transformer blocks, as in ViT: bidirectional or causal, with a key/value cache for sampling."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,19 @@ class KeyValueCache:
             buffer[:, :, self.length : stop] = new
         self.length = stop
         return self._buffers[0][:, :, :stop], self._buffers[1][:, :, :stop]
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *,
+    dropout: float = 0.0, causal: bool = False, scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Return torch's attention from queries (B, heads, n, head_dim) to (B, heads, N, head_dim): on a processor in
+    float32, since its bf16 kernel takes five times as long there, and ten times in the backward pass."""
+    on_processor = query.device.type == "cpu"
+    if on_processor:
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False) if on_processor else nullcontext():
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scale)
 
 
 class Attention(nn.Module):
@@ -49,11 +64,8 @@ class Attention(nn.Module):
             key, value = F.linear(x, other_weight, other_bias).unflatten(-1, (2, *split[1:])).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.extend(key, value, capacity)
-        attended = F.scaled_dot_product_attention(
-            query, key, value,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal and query.shape[2] > 1,
-        )  # fmt: skip
+        dropout, causal = self.dropout if self.training else 0.0, causal and query.shape[2] > 1
+        attended = attend(query, key, value, dropout=dropout, causal=causal)
         return self.proj(attended.transpose(1, 2).reshape(batch, -1, width))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from train.models.autoregressor import Autoregressor
 from train.models.config import Model
-from train.models.transformer import KeyValueCache
+from train.models.transformer import KeyValueCache, attend
 from train.models.trunks import NextScaleTrunk
 
 _LARGEST_SCALE = math.log(100)
@@ -49,7 +49,7 @@ class ScaleAttention(nn.Module):
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast normalises in float32
         if cache is not None:
             key, value = cache.extend(key, value, capacity)
-        found = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+        found = attend(query, key, value, mask, scale=scale)
         return self.proj(found.transpose(1, 2).flatten(2))
 
 
