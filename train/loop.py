@@ -40,6 +40,11 @@ STOPPED, PREEMPTED, FAILED, REFUSED = "stopped", "preempted", "failed", "refused
 """Why the workers have left before the end, as they return it."""
 _ASK_SECONDS = 5.0
 """Between two looks whether the workers are to leave: a slow step must not cost the notice."""
+KEEPING_MEMORY = {
+    "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}  # fmt: skip
+"""Environment of a worker: Ray Train's steps run in a thread, from which glibc takes memory back as soon as it is free;
+the next step would get it again page by page, hundreds of faults a step. Other C libraries do not read it."""
 _AHEAD = 4
 """Steps whose latents and draws are made before they are due: a slow read of the store holds nobody up."""
 

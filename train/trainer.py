@@ -30,7 +30,7 @@ from train.card import ModelCard, read_card
 from train.checkpoint import write_model
 from train.config import Train
 from train.log import NOT_METRICS
-from train.loop import FAILED, PREEMPTED, REFUSED, STOPPED, Data, TrainJob, train_worker
+from train.loop import FAILED, KEEPING_MEMORY, PREEMPTED, REFUSED, STOPPED, Data, TrainJob, train_worker
 from train.memory import device_bytes, recomputes
 from train.models.config import Model
 from train.progress import EMA_OF_IT, MODEL, check_same, fault, newest_whole, read_weights, step_of
@@ -280,6 +280,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=RUN,
             storage_path=str(out),
+            worker_runtime_env={"env_vars": KEEPING_MEMORY},  # pyrefly: ignore
             failure_config=ray.train.FailureConfig(
                 max_failures=_MOST_FAILURES - 1,
                 controller_failure_limit=_MOST_STARTS,  # pyrefly: ignore
