@@ -30,6 +30,7 @@ class Log:
         self._device, self._workers = device, workers
         self._since, self._waited, self._saving = time.monotonic(), 0.0, 0.0
         self._waits: list[tuple[_Moment, _Moment]] = []
+        self._untold: dict[str, float] = {}
 
     def timing(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, counting the seconds in which the device did nothing, since the next was not there yet."""
@@ -47,7 +48,12 @@ class Log:
         self._saving += seconds
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the line of a step, whose numbers were fetched from the device: it has done what came before."""
+        """Add the line of a step, whose numbers were fetched from the device: it has done what came before.
+
+        Skipped steps of lines that the disk did not take are counted in the next.
+        """
+        if "skipped" in self._untold:
+            metrics = {**self._untold, **metrics, "skipped": metrics.get("skipped", 0) + self._untold["skipped"]}
         now = time.monotonic()
         self._waited += sum(began.until(ended) for began, ended in self._waits)
         self._waits = []
@@ -62,8 +68,10 @@ class Log:
         }  # fmt: skip
         try:
             append(self._path, line)
-        except OSError:
-            return  # the next line tells of these steps too
+        except OSError:  # the next line tells of these steps too
+            self._untold = {name: line[name] for name in ("skipped", "skipped_step") if name in line}
+            return
+        self._untold = {}
         self._last_step, self._since, self._waited, self._saving = step, now, 0.0, 0.0
 
 

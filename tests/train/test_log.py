@@ -86,3 +86,18 @@ def test_steps_that_the_device_has_still_to_do_are_not_told_as_time_of_the_check
     )  # fmt: skip
     _Worker._after(worker, 3, 0.1)
     assert order == ["waited for the device", "loss on held-out images", "checkpoint"]
+
+
+def test_skipped_steps_of_lines_that_the_disk_did_not_take_are_counted_in_the_next(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    log = Log(tmp_path / "log", 0, 8, 1.0, torch.device("cpu"), 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "append", full)
+        log.write(20, {"loss": 1.0, "skipped": 2, "skipped_step": 13})
+        log.write(40, {"loss": 1.0})
+    log.write(60, {"loss": 1.0, "skipped": 1, "skipped_step": 51})
+    log.write(80, {"loss": 1.0})
+    told = [(line["step"], line.get("skipped"), line.get("skipped_step")) for line in logged(tmp_path / "log")]
+    assert told == [(60, 3, 51), (80, None, None)]
