@@ -49,9 +49,12 @@ class CheckpointResult(Result):
 
 
 def _curves(log: UPath) -> dict[str, list[tuple[int, float]]]:
-    """Return the numbers of a log as (step, value) points by name."""
+    """Return the numbers of a log as (step, value) points by name: those measured as the newest were."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in logged(Path(str(log))):
+    lines = [line for line in logged(Path(str(log))) if "failed" not in line]
+    for line in lines:
+        if line.get("under") != lines[-1].get("under"):
+            continue  # a training that was extended, or went on, under other conditions
         for name, value in line.items():
             if isinstance(value, float) and name != "time":
                 curves.setdefault(name, []).append((line["step"], value))
@@ -82,6 +85,6 @@ class TrainingProgress:
         if "failed" in line:
             stage("checkpoint", f"step {line['step']} could not be measured: {line['failed']}")
             return
-        found = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("step", "time"))
+        found = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("step", "time", "under"))
         stage("checkpoint", f"step {line['step']} measured: {found}")
         self._hand_on(line)

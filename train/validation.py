@@ -101,7 +101,8 @@ def _validate(
             raise TaskCancelledError from None
         append(log, {"step": step, "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"})
         return {}
-    append(log, {"step": step, **found, "evaluation_seconds": time.monotonic() - began, "time": time.time()})
+    took = time.monotonic() - began
+    append(log, {"step": step, **found, "evaluation_seconds": took, "time": time.time(), "under": validation.under})
     if DISTANCE in found:
         with suppress(OSError):  # it was measured: a best that is not kept is no failure
             keep_if_best(root, folder, DISTANCE, found[DISTANCE], validation.under)

@@ -57,7 +57,9 @@ def test_measurement_that_hangs_is_ended_and_told(cluster, tmp_path, monkeypatch
 def test_measurements_are_told_handed_on_and_curves_of_the_training(tmp_path, capsys):
     handed = []
     tell = TrainingProgress(100, handed.append)
-    lines = [{"step": step, "fd": 100.0 / step, "fd_raw": 200.0 / step, "time": 0.0} for step in (10, 20)]
+    lines = [
+        {"step": step, "fd": 100.0 / step, "fd_raw": 200.0 / step, "time": 0.0, "under": "a1"} for step in (10, 20)
+    ]
     failed = {"step": 30, "failed": "ValueError: no"}
     for line in (*lines, failed):
         tell(line)
@@ -65,7 +67,8 @@ def test_measurements_are_told_handed_on_and_curves_of_the_training(tmp_path, ca
     said = capsys.readouterr().out
     assert "step 10 measured: fd 10, fd_raw 20" in said
     assert "step 30 could not be measured: ValueError: no" in said
-    (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line) + "\n" for line in (*lines, failed)))
+    otherwise = {"step": 5, "fd": 9.0, "time": 0.0, "under": "b2"}
+    (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line) + "\n" for line in (otherwise, *lines, failed)))
     result = CheckpointResult(train_steps=1, images_seen=1, parameters=1, images=1, images_held_back=0, last={})
     curves = result.report(location(tmp_path)).curves
     assert curves == {"fd": [(10, 10.0), (20, 5.0)], "fd_raw": [(10, 20.0), (20, 10.0)]}
