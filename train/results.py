@@ -85,6 +85,7 @@ class TrainingProgress:
         if "failed" in line:
             stage("checkpoint", f"step {line['step']} could not be measured: {line['failed']}")
             return
-        found = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in ("step", "time", "under"))
+        others = ("step", "time", "under")
+        found = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in others)
         stage("checkpoint", f"step {line['step']} measured: {found}")
         self._hand_on(line)
