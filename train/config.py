@@ -41,7 +41,7 @@ class Train:
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which sampling uses, at each step."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast, with norms, the head's output and the loss in float32."""
+    """bf16: autocast, with norms, the head's output and the loss in float32; on a processor attention too."""
     seed: int = 1
     """Seed of the initial weights, the order of the data and all draws."""
     start_from: str = where(default="")
