@@ -118,6 +118,18 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(content))
 
 
+def arrow_stream(table):
+    with pa.BufferOutputStream() as out, pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue().to_pybytes()
+
+
+def npz_of(images):
+    buffer = io.BytesIO()
+    np.savez(buffer, images)
+    return buffer.getvalue()
+
+
 def read(folder, classes=3):
     manifest = scan(str(folder), classes)
     return {sample.key: sample for shard in manifest.shards for sample in read_shard(manifest, shard)}
@@ -172,6 +184,22 @@ def test_folder_of_classes_is_read_with_sorted_labels(tmp_path):
     manifest = scan(str(tmp_path))
     assert manifest.classes == ("a", "b")
     assert {s.key: s.label for s in read(tmp_path, 0).values()} == {"a/x.JPEG": 0, "b/x.JPEG": 1}
+
+
+@pytest.mark.parametrize("suffix", ["TAR", "PARQUET", "ARROW", "NPZ"])
+def test_names_in_capitals_are_read_as_others_are(suffix, tmp_path):
+    table = pa.table({"image": [{"bytes": HANDLED["rgb"][0], "path": "a.png"}], "label": [1]})
+    write = {
+        "TAR": lambda path: write_tar(path, [("a.png", HANDLED["rgb"][0]), ("a.cls", b"1")]),
+        "PARQUET": lambda path: pq.write_table(table, path),
+        "ARROW": lambda path: path.write_bytes(arrow_stream(table)),
+        "NPZ": lambda path: path.write_bytes(npz_of(PIXELS[None, :40, :40])),
+    }
+    write[suffix](tmp_path / f"part-0.{suffix.lower()}")
+    small = [(of.content, of.label, of.fault) for of in read(tmp_path).values()]
+    (tmp_path / f"part-0.{suffix.lower()}").rename(tmp_path / f"part-0.{suffix}")
+    assert len(small) == 1
+    assert [(of.content, of.label, of.fault) for of in read(tmp_path).values()] == small
 
 
 def test_parquet_in_the_hugging_face_layout_is_read(tmp_path):

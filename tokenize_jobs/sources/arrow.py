@@ -31,7 +31,7 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 def _takes(name: str) -> bool:
     """Tell whether a file is of the data; cache-*.arrow are the library's own notes of what it computed."""
-    return name.endswith(".arrow") and not posixpath.basename(name).startswith("cache-")
+    return name.lower().endswith(".arrow") and not posixpath.basename(name).startswith("cache-")
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:

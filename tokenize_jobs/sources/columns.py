@@ -32,6 +32,7 @@ def told_classes(
         try:
             with (root / name).open("rb") as file:
                 schema = schema_of(file)
+            _ = schema.names  # of damaged text they are a ValueError
         except (OSError, ValueError, MemoryError) as error:  # damaged: its shard's reader says so
             raise_if_of_storage(error)
             continue

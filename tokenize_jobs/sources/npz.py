@@ -52,7 +52,7 @@ def _archive(path: UPath) -> Iterator[zipfile.ZipFile]:
 
 
 def _takes(name: str) -> bool:
-    return name.endswith(".npz")
+    return name.lower().endswith(".npz")
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:  # noqa: ARG001
@@ -70,7 +70,7 @@ def _shards(root: UPath, files: Sequence[str], labels: Mapping[str, int]) -> tup
     """Return a shard for each run of rows. Raises InputError for a file without images, or with other labels."""
     found = []
     for name in files:
-        images, stem = _checked(root / name)[0], readable(name.removesuffix(".npz")).replace("/", "--")
+        images, stem = _checked(root / name)[0], readable(name[: -len(".npz")]).replace("/", "--")
         spans = [(start, min(start + _ROWS, images)) for start in range(0, images, _ROWS)]
         found += [Shard(f"{stem}-{span[0]:08d}", (name,), span=span) for span in spans]
     return tuple(found)

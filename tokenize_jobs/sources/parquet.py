@@ -23,7 +23,7 @@ _BATCH_ROWS = 64
 
 
 def _takes(name: str) -> bool:
-    return name.endswith(".parquet")
+    return name.lower().endswith(".parquet")
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _HIDDEN = re.compile(r"(^|/)(\._|__MACOSX/)")
 
 
 def _takes(name: str) -> bool:
-    return name.endswith(".tar")
+    return name.lower().endswith(".tar")
 
 
 def _classes(root: UPath, files: Sequence[str], label: str) -> tuple[str, ...]:
