@@ -1,5 +1,6 @@
 """Runs in MLflow: made, found again by their identity, and filled."""
 
+import fcntl
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ _BATCH, _LINES = 500, 40  # MLflow takes 1,000 points at once
 _PARAM_CHARS = 500
 _TIMEOUT, _UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 24 * 3600
 _HISTORY = "train/"
+_SQLITE = "sqlite:///"
 _SHARED_VIEW = "mlflow.sharedViewState."
 
 
@@ -70,16 +72,29 @@ def _may_not(error: MlflowException | HTTPError) -> bool:
     return code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time into a block that opens a local store: MLflow makes a new one's tables unguarded."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    beside = Path(f"{uri.removeprefix(_SQLITE)}.lock")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with beside.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Tracker:
     """One experiment of one MLflow store."""
 
     def __init__(self, uri: str, root: UPath, experiment: str = "mar-pipeline") -> None:
         check_tracking(uri)
         self.uri, self._last_steps = uri, dict[str, int]()
-        with answering(uri):
+        with answering(uri), _alone(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
-            location = f"{root}/mlartifacts" if uri.startswith("sqlite") else None
+            location = f"{root}/mlartifacts" if uri.startswith(_SQLITE) else None
             self.experiment = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )

@@ -2,14 +2,16 @@
 
 import contextlib
 import http.server
+import multiprocessing
 import threading
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from upath import UPath
 
 from infra.errors import InputError
-from infra.tracking import answering, unhurried
+from infra.tracking import Tracker, answering, unhurried
 
 
 @contextlib.contextmanager
@@ -54,3 +56,20 @@ def test_upload_may_take_longer_than_other_requests(tmp_path, monkeypatch):
             store.log_artifact(str(tmp_path / "model.safetensors"))
         with pytest.raises(MlflowException, match=r"timeout|timed out"):
             store.log_artifact(str(tmp_path / "model.safetensors"))
+
+
+def opened(folder, barrier, experiments):
+    barrier.wait(60)
+    experiments.put(Tracker(f"sqlite:///{folder}/new/mlflow.db", UPath(folder)).experiment)
+
+
+def test_store_that_several_jobs_open_first_at_once_is_made_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, experiments = context.Barrier(4), context.Queue()
+    jobs = [context.Process(target=opened, args=(tmp_path, barrier, experiments)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * 4
+    assert len({experiments.get(timeout=10) for _ in jobs}) == 1
