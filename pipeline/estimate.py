@@ -1,20 +1,17 @@
 """What a recipe would make, in hours and bytes, before anything is made.
 
-Seconds are those of a recorded step that differs in its amount of work alone, scaled; else counted operations (two a
-weight and token forwards, twice that backwards; attention's own left out, a masked trunk as if it saw
-all tokens in each step; the others keep what they read, and read each token once) at the rates stated here.
+Seconds are those of a recorded step that differs in its amount of work alone, scaled; else the counted operations
+(pipeline/operations.py) at the rates stated here.
 """
 
-import functools
 import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from evaluate.config import Sampling
 from infra.artifact import Step
 from infra.cluster import Compute, Stage, usable_cores
 from infra.console import table
@@ -22,22 +19,17 @@ from infra.errors import InputError
 from infra.fingerprint import canonical
 from infra.storage import read_json
 from pipeline.measuring import planner
+from pipeline.operations import KL_OPERATIONS, costs
 from pipeline.recipe import Recipe
-from tokenize_jobs.config import Fit
 from tokenize_jobs.sources.listing import ImageFiles, Images, scan_images
 from tokenize_jobs.sources.survey import survey
-from tokenize_jobs.tokenizers import geometry
 from train.config import Train
 from train.models.config import Model
-from train.models.heads import DiffusionHead, FlowHead
-from tune.config import SamplingSweep
 
 GPU_RATE, CORE_RATE = 50e12, 5e10
 """Operations a second of a GPU in bf16, and of a processor's core in float32."""
 _CORES_ELSEWHERE = 2  # of a worker, on a cluster that is not asked
-_KL_OPERATIONS = 0.276e12 / 256**2  # encoder of KL-16, an image and its mirror, by pixel
 _WORK = {"train_steps", "images", "seed", "lr", "warmup_steps"}
-_BYTES_A_WEIGHT = 6 * 4  # weights, their average, and both with AdamW's two moments to go on from
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ def _estimated(step: Step, recipe: Recipe, model: Model | None, compute: Compute
         return Estimate("cached")
     fitting = replace(compute.train, workers=1)
     stage = {"latents": compute.encode, "tokenizer": fitting, "checkpoint": compute.train}.get(step.name)
-    operations, size = _counted(step.name, recipe, model, images)
+    operations, size = costs(step.name, recipe, model, images)
     if (seconds := _recorded(step)) is not None:
         return Estimate("to make", seconds, size, "recorded seconds of an equal step")
     if operations is None:
@@ -156,95 +148,6 @@ def _work(tree: Any) -> float:  # noqa: ANN401
     return product
 
 
-def _counted(name: str, recipe: Recipe, model: Model | None, images: int | None) -> tuple[float | None, float | None]:
-    """Return the operations of a step and the bytes of what it makes."""
-    if name == "tokenizer" and isinstance(recipe.tokenizer, Fit):
-        return _fitted(recipe.tokenizer, recipe.tokenize.image_size)
-    if model is None:
-        return None, None
-    if name == "latents" and images is not None:
-        is_kl = recipe.tokenizer.kind in ("kl16", "diffusers")
-        operations = images * _KL_OPERATIONS * recipe.tokenize.image_size**2 if is_kl else None
-        kind = geometry(recipe.tokenizer).of_image(recipe.tokenize.image_size)
-        return operations, images * 2.0 * kind.bytes
-    if name not in ("checkpoint", "sweep", "evaluation") or (
-        name == "sweep" and not isinstance(recipe.tune, SamplingSweep)
-    ):
-        return None, None
-    if name == "checkpoint":
-        seen = recipe.train.train_steps * recipe.train.batch_size
-        found, draws = weights(model), getattr(model.head, "batch_mul", 1)
-        per_image = found.trunk * _rows(model) + found.classes + found.head * model.num_tokens * draws
-        return seen * 6.0 * per_image, sum(found) * float(_BYTES_A_WEIGHT)
-    base = recipe.evaluate.generate.sampling
-    swept = recipe.tune if name == "sweep" and isinstance(recipe.tune, SamplingSweep) else None
-    settings = swept.planned(base) if swept else [base]
-    drawn = _drawn_of_each(swept, base, len(settings)) if swept else recipe.evaluate.generate.images
-    return drawn * sum(drawing(model, setting) for setting in settings), None
-
-
-def _rows(model: Model) -> int:
-    return model.num_tokens + model.trunk.buffer_size
-
-
-def drawing(model: Model, settings: Sampling) -> float:
-    """Return the operations that drawing an image takes."""
-    found, halves = weights(model), 2 if settings.cfg_scale != 1 else 1
-    passes = 1 if model.trunk.teacher_forced else settings.ar_steps
-    steps, denoises = settings.diffusion_steps, isinstance(model.head, DiffusionHead | FlowHead)
-    evaluations = (steps.first + steps.last) / 2 if denoises else 1
-    trunk = found.trunk * _rows(model) * passes + found.classes * settings.ar_steps
-    return 2.0 * halves * (trunk + found.head * model.num_tokens * evaluations)
-
-
-def _fitted(config: Fit, size: int) -> tuple[float, float]:
-    """Return the operations of a fit, the codebook and added terms left out, and the bytes of its weights."""
-    import torch  # seconds to import, and only here
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from tokenize_jobs.tokenizers.small_kl import Shape, SmallKL
-
-    shape = Shape(stride=config.stride, channels=config.channels, width=config.width, depth=config.depth)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = SmallKL(shape)
-        mean, _ = model.encoder(torch.empty(1, 3, size, size)).chunk(2, 1)
-        model.decoder(mean)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return 3.0 * counter.get_total_flops() * config.batch_size * config.train_steps, weights * 4.0
-
-
-def _drawn_of_each(swept: SamplingSweep, base: Sampling, combinations: int) -> float:
-    """Return the images drawn of each combination on average: not all need be tried, and finalists are drawn again."""
-    trials = swept.count(base)
-    finalists = min(swept.finalists, trials) * (swept.final_images - swept.images)
-    return (trials * swept.images + finalists) / combinations
-
-
-class Weights(NamedTuple):
-    """How many weights a model has, by how often each is multiplied."""
-
-    trunk: int
-    """Once a token or row of the class."""
-    classes: int
-    """Once an image and pass: what the class sets norms and gates by."""
-    head: int
-    """Once a token that is drawn, or more often where it denoises."""
-
-
-@functools.cache
-def weights(model: Model) -> Weights:
-    """Return the numbers of weights of a model."""
-    import torch  # seconds to import, and only here
-
-    from train.models.build import build_model
-
-    with torch.device("meta"):
-        built = build_model(model)
-    classes = sum(of.numel() for name, of in built.named_parameters() if "ada_lin." in name)
-    head = sum(of.numel() for of in built.head.parameters())
-    return Weights(sum(of.numel() for of in built.parameters()) - classes - head, classes, head)
-
-
 def _rate(stage: Stage, *, elsewhere: bool) -> tuple[float, str]:
     """Return operations a second and their device: this machine's, or what workers of a cluster `elsewhere` ask for.
 
@@ -285,7 +188,7 @@ def _images(recipe: Recipe, steps: Mapping[str, Step], scanned: Mapping[ImageFil
 def kl16_estimate(images: int, size: int, compute: Compute) -> Estimate:
     """Return what it costs to encode pictures of `size` pixels by KL-16, with their mirrors."""
     rate, device = _rate(compute.encode, elsewhere=bool(compute.address or os.environ.get("RAY_ADDRESS")))
-    operations = images * _KL_OPERATIONS * size**2
+    operations = images * KL_OPERATIONS * size**2
     basis = f"{operations / 1e12:,.0f} TFLOP on {device}, reading left out"
     return Estimate("to make", operations / rate, images * 2 * 2 * 16 * (size // 16) ** 2 * 2.0, basis)
 

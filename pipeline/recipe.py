@@ -9,7 +9,14 @@ from evaluate.config import Evaluate, Reconstruction, Reference
 from infra.errors import InputError, nearest
 from infra.fingerprint import canonical, flatten, where
 from infra.from_json import from_json
-from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer, PretrainedTokenizer, Tokenize
+from tokenize_jobs.config import (
+    FitMultiScaleTokenizer,
+    FitPCATokenizer,
+    FitTokenizer,
+    FitVQTokenizer,
+    PretrainedTokenizer,
+    Tokenize,
+)
 from tokenize_jobs.sources.emoji import Emoji
 from tokenize_jobs.sources.listing import ImageFiles
 from train.config import Train
@@ -24,7 +31,7 @@ class Recipe:
     """Label of what is made; names the registered model too."""
     images: Emoji | ImageFiles = field(default_factory=ImageFiles)
     """Where the pictures come from, and which they are."""
-    tokenizer: PretrainedTokenizer | FitTokenizer | FitVQTokenizer | FitMultiScaleTokenizer = field(
+    tokenizer: PretrainedTokenizer | FitTokenizer | FitPCATokenizer | FitVQTokenizer | FitMultiScaleTokenizer = field(
         default_factory=PretrainedTokenizer
     )
     """What turns pictures into latents and back."""

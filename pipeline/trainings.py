@@ -97,7 +97,7 @@ def trainings_of(
     none would be stopped. Latents are made here, one after the other: side by side they would wait for each other's
     workers.
     """
-    from pipeline.estimate import weights
+    from pipeline.operations import weights
     from tune.halving import Training
 
     trainings = []

@@ -15,7 +15,7 @@ WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
 VGG16_DIGEST = "397923af"
 """What the sha256 of VGG-16's published weights begins with: a recipe names no others."""
 _LEAST_FOR_VGG16 = 16
-_SHARES = ("codebook_decay", "adversarial_from")
+_SHARES = ("codebook_decay", "adversarial_from", "whitening")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,58 @@ class PretrainedTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What fitting a small autoencoder on the images themselves takes, whatever its latents are."""
+    """What fitting any tokenizer on the images themselves takes."""
+
+    stride: int = 8
+    """Pixels of the image to a latent, along each side."""
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the fit."""
+        return 0
+
+    def check(self, image_size: int) -> None:
+        """Raise InputError unless counts are 1 or more, rates and weights 0 or more, shares from 0 to 1, and the stride
+        divides the image size."""
+        for item in fields(self):
+            value, flag = getattr(self, item.name), f"--tokenizer.{item.name.replace('_', '-')}"
+            if item.type is int and item.name != "seed" and value < 1:
+                raise InputError(f"{flag} {value} is below 1")
+            most = 1 if item.name in _SHARES else math.inf
+            if item.type is float and not 0 <= value <= most:
+                raise InputError(f"{flag} {value} must be " + ("from 0 to 1" if most == 1 else "0 or more"))
+        if image_size % self.stride:
+            below = image_size // self.stride * self.stride
+            raise InputError(
+                f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; take "
+                f"{below} or {below + self.stride}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPCATokenizer(Fit):
+    """Principal components of square patches, found on the images themselves in one pass."""
+
+    kind: Literal["fit-pca"] = "fit-pca"
+    """Principal components of square patches of the pictures: plain latents, no training."""
+    channels: int = 24
+    """Components kept, at most 3 numbers for each pixel of a patch."""
+    whitening: float = 0.6
+    """Power of its deviation that each component is divided by: 0 leaves them as they are, 1 makes all as loud."""
+
+    def check(self, image_size: int) -> None:
+        """Raise InputError as `Fit` does, and for more components than a patch has numbers."""
+        super().check(image_size)
+        if self.channels > 3 * self.stride**2:
+            raise InputError(
+                f"--tokenizer.channels {self.channels}: a patch of {self.stride} x {self.stride} pixels has "
+                f"{3 * self.stride**2} components at most"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitAutoencoder(Fit):
+    """What fitting a small autoencoder takes, whatever its latents are."""
 
     stride: int = 4
     """Pixels of the image to a latent, along each side; even."""
@@ -85,32 +136,24 @@ class Fit:
     seed: int = 0
     """Seed of the initial weights, the batches and the posterior noise."""
 
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the fit."""
+        return self.train_steps
+
     def check(self, image_size: int) -> None:
-        """Raise InputError unless counts are 1 or more, rates and weights 0 or more, and the stride is even and divides
-        the image size."""
-        for item in fields(self):
-            value, flag = getattr(self, item.name), f"--tokenizer.{item.name.replace('_', '-')}"
-            if item.type is int and item.name != "seed" and value < 1:
-                raise InputError(f"{flag} {value} is below 1")
-            most = 1 if item.name in _SHARES else math.inf
-            if item.type is float and not 0 <= value <= most:
-                raise InputError(f"{flag} {value} must be " + ("from 0 to 1" if most == 1 else "0 or more"))
-        if self.stride < 2 or self.stride % 2:
-            raise InputError(f"--tokenizer.stride {self.stride}: a fitted tokenizer's stride is even: 2, 4, 8, ...")
-        if self.width < 8 or self.width % 8:
+        """Raise InputError as `Fit` does, and unless the stride is even and the width a multiple of 8."""
+        if self.stride >= 1 and self.stride % 2:
+            raise InputError(f"--tokenizer.stride {self.stride}: an autoencoder's stride is even: 2, 4, 8, ...")
+        super().check(image_size)
+        if self.width % 8:
             raise InputError(
                 f"--tokenizer.width {self.width}: a multiple of 8, for norms are over 8 groups of channels"
-            )
-        if image_size % self.stride:
-            below = image_size // self.stride * self.stride
-            raise InputError(
-                f"--tokenize.image-size {image_size}: the tokenizer's stride {self.stride} does not divide it; take "
-                f"{below} or {below + self.stride}."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitTokenizer(Fit):
+class FitTokenizer(FitAutoencoder):
     """A small KL autoencoder, fitted on the images themselves."""
 
     kind: Literal["fit"] = "fit"
@@ -122,7 +165,7 @@ class FitTokenizer(Fit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitQuantizing(Fit):
+class FitQuantizing(FitAutoencoder):
     """What fitting an autoencoder that quantizes takes, at one scale or several."""
 
     channels: int = 8

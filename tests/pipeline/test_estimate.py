@@ -13,11 +13,13 @@ from evaluate.sampling.sampler import sample
 from infra.cluster import Compute, ElasticStage, Stage, usable_cores
 from infra.fingerprint import canonical
 from infra.storage import write_json
-from pipeline.estimate import CORE_RATE, GPU_RATE, _fitted, drawing, estimate, weights
+from pipeline.estimate import CORE_RATE, GPU_RATE, estimate
+from pipeline.operations import drawing, fitted, weights
 from pipeline.plan import Planner
 from pipeline.recipes import emoji_32, emoji_32_var
 from tests.small_model import randomised, small, small_of_codes
-from tokenize_jobs.config import FitTokenizer, FitVQTokenizer
+from tokenize_jobs.config import FitPCATokenizer, FitTokenizer, FitVQTokenizer
+from tokenize_jobs.tokenizers.patch_pca import PatchPCA
 from tokenize_jobs.tokenizers.small_kl import SmallKL
 from train.models.build import build_model
 from train.models.config import Architecture, mar_base, trunk
@@ -115,9 +117,15 @@ def test_fit_of_a_tokenizer_is_counted_as_its_steps_cost(tmp_path):
     with FlopCounterMode(display=False) as counter:
         decoded, term = model.reconstruct(images, np.random.default_rng(0))
         (decoded.square().mean() + term).backward()
-    operations, size = _fitted(config, 16)
+    operations, size = fitted(config, 16, 0)
     assert operations == pytest.approx(7 * counter.get_total_flops(), rel=0.1)  # no gradient of the images
     assert size == 4 * sum(parameter.numel() for parameter in model.parameters())
+    components = FitPCATokenizer(stride=4, channels=5)
+    operations, size = fitted(components, 16, 100)
+    assert (
+        operations == 2 * 100 * 2 * 16 * 48**2
+    )  # the products of 48 numbers of 16 patches of a picture and its mirror
+    assert size == 4 * (PatchPCA.fitted(components, np.zeros((1, 16, 16, 3), np.uint8)).components.numel() + 48)
     line = rows(emoji_32(), Compute(out=str(tmp_path)))["tokenizer"]
     assert "TFLOP" in line
     assert hours(line) > 0

@@ -15,7 +15,8 @@ from infra.errors import InputError
 from infra.fingerprint import canonical, fingerprint
 from pipeline.commands.status import main as status
 from pipeline.make import chosen_run, make
-from pipeline.own_images import NETWORKS, SIZES, Seen, effort_of, network_of, own_recipe, sketch
+from pipeline.own_images import SIZES, Seen, effort_of, own_recipe, sketch
+from pipeline.own_models import NETWORKS, Cut, network_of
 from pipeline.plan import Planner
 from pipeline.target import recipe_at
 from tests.tokenize_jobs.test_sources import encoded, write_tar
@@ -39,11 +40,16 @@ def model_of(recipe):
     return recipe.train.on(geometry(recipe.tokenizer).of_image(recipe.tokenize.image_size), 10)
 
 
+def width_of(trunk):
+    return getattr(trunk, "width", None) or trunk.encoder_width
+
+
 def cost(recipe, seen, budget):
     size = recipe.tokenize.image_size
-    tokens = model_of(recipe).num_tokens
-    network = network_of(effort_of(size, budget), seen)
-    return tokens, network.operations(tokens, recipe.train.batch_size) * recipe.train.train_steps
+    effort, model = effort_of(size, budget), model_of(recipe)
+    network, cut = network_of(effort.largest, seen.rounded), Cut.of(model, effort.tokens, size)
+    assert cut.tokens == model.num_tokens
+    return cut.tokens, network.operations(cut, recipe.train.batch_size) * recipe.train.train_steps
 
 
 @pytest.mark.parametrize(("name", "budget", "images"), product(SIZES, BUDGETS, COUNTS))
@@ -57,15 +63,19 @@ def test_recipe_keeps_within_its_budget_its_tokens_and_400_epochs_and_passes_its
     model = model_of(recipe)
     model.check()
     recipe.tune.check(model, recipe.evaluate.generate.sampling)
+    assert (model.trunk.kind == "causal") == (tokens <= 16)
 
 
-@pytest.mark.parametrize("kind", ["fit-vq", "sub-pixels"])
-def test_head_and_patch_follow_from_what_the_tokenizer_makes(kind, pictures):
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [("fit", 16), ("fit-pca", 16), ("fit-vq", 64), ("sub-pixels", 16), ("fit-multiscale", 130)]
+)
+def test_trunk_head_and_patch_follow_from_what_the_tokenizer_makes(kind, tokens, pictures):
     run = run_of("--images.path", pictures / "folders", "--budget", "minutes", "--tokenizer.kind", kind)
     model = model_of(run.recipe)
     model.check()
     run.recipe.evaluate.generate.sampling.check(model)
-    assert model.num_tokens == (64 if kind == "fit-vq" else 16)
+    run.recipe.tune.check(model, run.recipe.evaluate.generate.sampling)
+    assert model.num_tokens == tokens
 
 
 def test_more_budget_trains_longer_and_more_pictures_never_take_a_smaller_network():
@@ -73,7 +83,7 @@ def test_more_budget_trains_longer_and_more_pictures_never_take_a_smaller_networ
         costs = [cost(chosen(name, budget, images), Seen(images, 10), budget)[1] for budget in BUDGETS]
         assert costs == sorted(costs)
     for name, budget in product(SIZES, BUDGETS):
-        widths = [chosen(name, budget, images).train.model.trunk.encoder_width for images in COUNTS]
+        widths = [width_of(chosen(name, budget, images).train.model.trunk) for images in COUNTS]
         assert widths == sorted(widths)
         assert widths[0] == NETWORKS[0].width
 
@@ -171,7 +181,7 @@ def test_what_was_chosen_is_told_and_flags_replace_one_choice_each(pictures, cap
         "24 pictures, 2 classes",
         "budget minutes",
         "tokenizer: fitted",
-        "model: trunk 160",
+        "row by row, trunk 160 wide, 8 blocks",
         f"{plain.train.train_steps:,} steps",
     ):
         assert part in told

@@ -10,12 +10,12 @@ from infra.cluster import Compute
 from infra.errors import InputError
 from pipeline.plan import Planner
 from pipeline.recipes import emoji_32
-from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitPCATokenizer, FitTokenizer, FitVQTokenizer
 from train.models.config import Architecture
 from train.models.heads import Head, MixtureHead
 from train.models.trunks import MaskedTrunk, Trunk
 
-FITTED = (FitTokenizer(), FitVQTokenizer(), FitMultiScaleTokenizer())
+FITTED = (FitTokenizer(), FitPCATokenizer(), FitVQTokenizer(), FitMultiScaleTokenizer())
 PARTS = [("trunk", kind()) for kind in get_args(Trunk)] + [("head", kind()) for kind in get_args(Head)]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from infra.errors import InputError
-from tokenize_jobs.config import FitMultiScaleTokenizer, FitTokenizer, FitVQTokenizer
+from tokenize_jobs.config import FitMultiScaleTokenizer, FitPCATokenizer, FitTokenizer, FitVQTokenizer
 from tokenize_jobs.job.fit_job import _some_shards
 from tokenize_jobs.sources.listing import Listing
 from tokenize_jobs.sources.shard import Shard
@@ -26,6 +26,7 @@ CONFIG = FitTokenizer(**SIZES)
 VQ = FitVQTokenizer(**SIZES, codebook_size=20)
 JUDGED = replace(VQ, adversarial=0.5, adversarial_from=0.2)
 MULTI_SCALE = FitMultiScaleTokenizer(**SIZES, codebook_size=20, scales=(1, 2, 4), phis=2)
+PCA = FitPCATokenizer(stride=2, channels=4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 
 
@@ -60,7 +61,7 @@ def test_fit_killed_and_run_again_goes_on_and_ends_with_the_same_weights(config,
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [CONFIG, VQ, MULTI_SCALE, PCA], ids=lambda config: config.kind)
 def test_fitted_tokenizer_is_read_back_as_what_its_config_says(config, tmp_path):
     model, read = fit(config, IMAGES, tmp_path, lambda *_: None), load("fitted", str(tmp_path))
     batch = from_uint8(IMAGES)

@@ -16,7 +16,7 @@ KINDS = set(typing.get_args(typing.get_type_hints(PretrainedTokenizer)["kind"]))
 
 def test_every_kind_that_can_be_chosen_has_a_geometry_and_a_loader():
     assert set(_GEOMETRIES) == KINDS
-    assert set(_LOADERS) - {"fit", "fit-vq", "fit-multiscale"} == KINDS
+    assert set(_LOADERS) - {"fit", "fit-pca", "fit-vq", "fit-multiscale"} == KINDS
 
 
 def test_geometry_of_a_fitted_tokenizer_is_that_of_its_folder(tmp_path):

@@ -1,4 +1,4 @@
-"""Fits the small tokenizer as one Ray task, so that it runs where the GPUs are."""
+"""Fits a tokenizer as one Ray task, so that it runs where the GPUs are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +25,13 @@ _MOST_HELDOUT, _MOST_SHARDS = 1000, 1024
 def fit_tokenizer(config: Fit, images: Images, size: int, out: UPath, compute: Compute) -> TokenizerResult:
     """Fit on the images to train on and write the tokenizer below `out`; its quality is that on held-out images.
 
-    Raises InputError unless the stride is even and divides the image size, and at once where no picture can be used.
+    Raises InputError for a config that does not fit the image size, and at once where no picture can be used.
     """
     config.check(size)
     require_usable(images.train)
     with connected(compute) as cluster:
         stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
-        progress, log = Progress("tokenizer", config.train_steps, "steps"), Path(str(out)) / "fit.jsonl"
+        progress, log = Progress("tokenizer", config.steps, "steps"), Path(str(out)) / "fit.jsonl"
         cpus, gpus = cluster.train.cpus, cluster.train.gpus
         job = _fit.options(num_cpus=cpus, num_gpus=gpus)
         with following(log, lambda line: progress.update(line["step"], f", PSNR {line['psnr']:.1f} dB")):
@@ -53,7 +53,7 @@ def _fit(config: Fit, images: Images, size: int, out: str, cores: int) -> Tokeni
     heldout = evenly(_some_shards(images.heldout), size, _MOST_HELDOUT) if images.heldout else found[:0]
     return TokenizerResult(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        fit_steps=config.train_steps, fit_images=len(found),
+        fit_steps=config.steps, fit_images=len(found),
         psnr_heldout_db=reconstruction_psnr(model, heldout) if len(heldout) else None,
     )  # fmt: skip
 

@@ -134,11 +134,12 @@ def _load_taef2(path: str) -> Tokenizer:
 
 
 def _load_fit(path: str) -> Tokenizer:
+    from tokenize_jobs.tokenizers.patch_pca import PatchPCA
     from tokenize_jobs.tokenizers.small_kl import SmallKL
     from tokenize_jobs.tokenizers.small_multiscale import SmallMultiScale
     from tokenize_jobs.tokenizers.small_vq import SmallVQ
 
-    kinds = {"kl": SmallKL, "vq": SmallVQ, "multi-scale": SmallMultiScale}
+    kinds = {"kl": SmallKL, "vq": SmallVQ, "multi-scale": SmallMultiScale, "pca": PatchPCA}
     return kinds[_form_of_fitted(_fitted_shape(path))].read(path)
 
 
@@ -205,18 +206,21 @@ def _geometry_of_fitted(path: str) -> Geometry:
 
 def _form_of_fitted(shape: Mapping[str, Any]) -> str:
     """Return which of the fitted kinds has this shape."""
-    return "multi-scale" if "scales" in shape else "vq" if "codebook_size" in shape else "kl"
+    marks = {"scales": "multi-scale", "codebook_size": "vq", "whitening": "pca"}
+    return next((form for mark, form in marks.items() if mark in shape), "kl")
 
 
 def _grid_of_fitted(shape: Mapping[str, Any]) -> Grid:
     form = _form_of_fitted(shape)
     if form == "multi-scale":
         return multi_scale_grid(shape["codebook_size"], shape["channels"], [shape["scales"]], shape["phis"])
-    return code_grid(shape["codebook_size"]) if form == "vq" else gaussian_grid(shape["channels"])
+    if form == "vq":
+        return code_grid(shape["codebook_size"])
+    return (plain_grid if form == "pca" else gaussian_grid)(shape["channels"])
 
 
 _NUMBERS_OF_FITTED = {
-    "kl": ("stride", "channels"), "vq": ("stride", "channels", "codebook_size"),
+    "kl": ("stride", "channels"), "pca": ("stride", "channels"), "vq": ("stride", "channels", "codebook_size"),
     "multi-scale": ("stride", "channels", "codebook_size", "phis"),
 }  # fmt: skip
 
@@ -226,7 +230,8 @@ def _fitted_shape(path: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
         shape = {name: int(found[name]) for name in _NUMBERS_OF_FITTED[_form_of_fitted(found)]}
-        return shape | ({"scales": tuple(map(int, found["scales"]))} if "scales" in found else {})
+        shape |= {"scales": tuple(map(int, found["scales"]))} if "scales" in found else {}
+        return shape | ({"whitening": float(found["whitening"])} if "whitening" in found else {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 
@@ -258,6 +263,7 @@ _LOADERS: dict[str, Callable[[str], Tokenizer]] = {
     "vq16-latents": _load_vq16_latents,
     "var16": _load_var16,
     "fit": _load_fit,
+    "fit-pca": _load_fit,
     "fit-vq": _load_fit,
     "fit-multiscale": _load_fit,
     "fitted": _load_fit,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tokenize_jobs.config import Fit, FitQuantizing
+from tokenize_jobs.config import FitAutoencoder, FitQuantizing
 from tokenize_jobs.tokenizers.adversary import Adversary
 from tokenize_jobs.tokenizers.lpips import LPIPS
 
@@ -22,7 +22,7 @@ class Added:
     """Step from which the adversary is heard."""
 
     @classmethod
-    def of(cls, config: Fit, device: str) -> "Added":
+    def of(cls, config: FitAutoencoder, device: str) -> "Added":
         """Return the terms of a fit, those with weight 0 left out."""
         if not isinstance(config, FitQuantizing):
             return cls()

@@ -1,6 +1,7 @@
-"""Fits a small autoencoder on the user's own images: L1 + L2 on pixels, a term of its kind, and what its config adds.
+"""Fits a tokenizer on the user's own images.
 
-Progress is saved every few hundred steps, so a killed fit goes on where it was.
+An autoencoder learns by L1 + L2 on pixels, a term of its kind, and what its config adds. Progress is saved every few
+hundred steps, so a killed fit goes on where it was.
 """
 
 import io
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 
 from infra.seeding import stream
 from infra.storage import write_atomic
-from tokenize_jobs.config import Fit
+from tokenize_jobs.config import Fit, FitAutoencoder, FitPCATokenizer
 from tokenize_jobs.tokenizers.added_terms import Added
+from tokenize_jobs.tokenizers.fitted import Fitted
+from tokenize_jobs.tokenizers.patch_pca import PatchPCA
 from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokenizers.small import SmallAutoencoder
 from tokenize_jobs.tokenizers.small_kl import SmallKL
@@ -28,11 +31,25 @@ _FITTED: Mapping[str, type[SmallAutoencoder]] = {
 }  # fmt: skip
 
 
-def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> SmallAutoencoder:
+def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float], None]) -> Fitted:
     """Fit on images uint8 (N, H, W, 3), writing the tokenizer below `out`; returns it on the CPU.
 
-    `report` gets each step's number and the PSNR in dB of its batch.
+    `report` gets each gradient step's number and the PSNR in dB of its batch.
     """
+    if isinstance(config, FitPCATokenizer):
+        model = PatchPCA.fitted(config, images)
+    elif isinstance(config, FitAutoencoder):
+        model = _trained(config, images, out, report)
+    else:
+        raise TypeError(f"no fit of a {type(config).__name__}")
+    model.write(out)
+    (out / "progress.pt").unlink(missing_ok=True)
+    return model.eval().cpu()
+
+
+def _trained(
+    config: FitAutoencoder, images: np.ndarray, out: Path, report: Callable[[int, float], None]
+) -> SmallAutoencoder:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     model = _FITTED[config.kind].new(config)
@@ -61,9 +78,7 @@ def fit(config: Fit, images: np.ndarray, out: Path, report: Callable[[int, float
         report(step + 1, psnr(error.item()))
         if (step + 1) % _SAVE_EVERY == 0:
             _save(out, step + 1, *parts)
-    model.write(out)
-    (out / "progress.pt").unlink(missing_ok=True)
-    return model.eval().cpu()
+    return model
 
 
 def psnr(squared_error: float) -> float:
@@ -71,7 +86,7 @@ def psnr(squared_error: float) -> float:
     return float(10 * np.log10(4 / max(squared_error, 1e-12)))
 
 
-def reconstruction_psnr(model: SmallAutoencoder, images: np.ndarray) -> float:
+def reconstruction_psnr(model: Fitted, images: np.ndarray) -> float:
     """Return the mean PSNR in dB of images uint8 (N, H, W, 3) decoded from their likeliest latents."""
     likeliest = model.tokens(images.shape[1] // model.stride).likeliest
     values = []
