@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -79,9 +79,10 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     beside = Path(f"{uri.removeprefix(_SQLITE)}.lock")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that nobody may write to has its store already
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(beside.open("w")), fcntl.LOCK_EX)
         yield
 
 
@@ -94,7 +95,7 @@ class Tracker:
         with answering(uri), _alone(uri):
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
-            location = f"{root}/mlartifacts" if uri.startswith(_SQLITE) else None
+            location = f"{root}/mlartifacts" if uri.startswith("sqlite") else None
             self.experiment = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )

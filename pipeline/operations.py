@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from evaluate.config import Sampling
 from pipeline.recipe import Recipe
-from tokenize_jobs.config import Fit, FitAutoencoder
+from tokenize_jobs.config import MOST_FITTED, Fit, FitPCATokenizer
 from tokenize_jobs.tokenizers import geometry
 from train.models.config import Model
 from train.models.heads import DiffusionHead, FlowHead
@@ -23,7 +23,7 @@ _BYTES_A_WEIGHT = 6 * 4  # weights, their average, and both with AdamW's two mom
 def costs(name: str, recipe: Recipe, model: Model | None, images: int | None) -> tuple[float | None, float | None]:
     """Return the operations of a step and the bytes of what it makes."""
     if name == "tokenizer" and isinstance(recipe.tokenizer, Fit):
-        return fitted(recipe.tokenizer, recipe.tokenize.image_size, images or 0)
+        return fitted(recipe.tokenizer, recipe.tokenize.image_size, images)
     if model is None:
         return None, None
     if name == "latents" and images is not None:
@@ -61,11 +61,12 @@ def drawing(model: Model, settings: Sampling) -> float:
     return 2.0 * halves * (trunk + found.head * model.num_tokens * evaluations)
 
 
-def fitted(config: Fit, size: int, images: int) -> tuple[float, float]:
+def fitted(config: Fit, size: int, images: int | None) -> tuple[float | None, float]:
     """Return the operations of a fit, the codebook and added terms left out, and the bytes of its weights."""
-    if not isinstance(config, FitAutoencoder):  # principal components: products of all numbers of each patch
-        numbers = 3 * config.stride**2
-        return 2.0 * 2 * images * (size // config.stride) ** 2 * numbers**2, numbers * (config.channels + 1) * 4.0
+    if isinstance(config, FitPCATokenizer):  # principal components: the covariance of the patches
+        dimensions, mirrored = 3 * config.stride**2, 2
+        patches = images and mirrored * min(images, MOST_FITTED) * (size // config.stride) ** 2
+        return patches and 2.0 * patches * dimensions**2, dimensions * (config.components + 1) * 4.0
     import torch  # seconds to import, and only here
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -74,7 +74,7 @@ _PROCESSOR: Mapping[Budget, Effort] = {
 """For two cores of a processor at 1e11 operations a second, in float32."""
 _GPU: Mapping[Budget, Effort] = {
     "minutes": Effort(1e16, 2, 64, FitTokenizer(width=96), 1000, 250, _GROWN),
-    "hour": Effort(1e17, 3, 256, FitTokenizer(width=96), 5000, 1000, (2.0, 4.0, 8.0)),
+    "hour": Effort(1e17, 3, 256, FitTokenizer(width=96), 5000, 1000, _YOUNG),
     "day": Effort(3e18, 4, 256, FitTokenizer(width=96), 10_000, 2000, (1.5, 3.0, 5.0)),
 }
 """For one GPU at 5e13 operations a second, in bf16."""
@@ -94,18 +94,19 @@ def sketch(name: str) -> Recipe:
 def own_recipe(begun: Recipe, budget: Budget, seen: Seen) -> Recipe:
     """Return the whole recipe of one that says only which pictures, which tokenizer and which size.
 
-    Raises InputError when a tokenizer is needed and not given, where its stride does not divide the size, and where one
-    token alone would be left.
+    Raises InputError when a tokenizer is needed and not given, where it does not fit the size, and where one token
+    alone would be left.
     """
-    size = begun.tokenize.image_size
-    if isinstance(begun.tokenizer, PretrainedTokenizer) and not begun.tokenizer.is_whole:
+    size, tokenizer = begun.tokenize.image_size, begun.tokenizer
+    if isinstance(tokenizer, Fit):
+        tokenizer.check(size)
+    if isinstance(tokenizer, PretrainedTokenizer) and not tokenizer.is_whole:
         raise InputError(
             f"{begun.name}: give the tokenizer, --tokenizer kl16:FILE, diffusers:FOLDER or taef2:FOLDER; a small one "
             f"fitted on the pictures is no good for photographs of {size} pixels (--tokenizer fit takes one all the "
             "same)"
         )
     effort = effort_of(size, budget)
-    tokenizer = begun.tokenizer
     if isinstance(tokenizer, FitAutoencoder):
         fit = effort.fit
         tokenizer = replace(tokenizer, width=fit.width, batch_size=fit.batch_size, train_steps=fit.train_steps)

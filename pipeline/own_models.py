@@ -14,7 +14,7 @@ from train.models.tokens import Form
 from train.models.trunks import CausalTrunk, NextScaleTrunk, Trunk
 
 _FEW_TOKENS = 16
-"""Up to as many are drawn in raster order, which a short training learns several times as well as any order."""
+"""Up to as many, of one grid, are drawn in raster order: a short training learns it several times as well as any."""
 _HEAD_DEPTH, _BATCH_MUL = 3, 4
 
 
@@ -31,9 +31,11 @@ class Network:
     lr: float
 
     def operations(self, cut: "Cut", batch: int) -> float:
-        """Return the operations of a training step: 6 a weight and row, 12 w^2 weights a block, 5 w^2 of the head's."""
+        """Return the operations of a training step: 6 a weight and row, 12 w^2 weights a block, 5 w^2 one of the
+        Diffusion Loss's; other heads are small."""
         blocks = 12 * self.width**2 * 2 * self.depth * (cut.tokens + cut.buffer)
-        return 6.0 * batch * (blocks + 5 * self.head_width**2 * _HEAD_DEPTH * cut.tokens * _BATCH_MUL)
+        head = 5 * self.head_width**2 * _HEAD_DEPTH * cut.tokens * _BATCH_MUL
+        return 6.0 * batch * (blocks + (head if cut.form == "continuous tokens" else 0))
 
 
 NETWORKS = (

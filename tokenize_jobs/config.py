@@ -12,9 +12,12 @@ from infra.fingerprint import added, file_at, where
 Precision = Literal["fp32", "tf32", "bf16"]
 WITHOUT_WEIGHTS = ("pixels", "sub-pixels")
 """Kinds of tokenizers that need no file."""
+MOST_FITTED = 20_000
+"""Images that a tokenizer is fitted on at most: they fit in memory at any size that it is meant for."""
 VGG16_DIGEST = "397923af"
 """What the sha256 of VGG-16's published weights begins with: a recipe names no others."""
 _LEAST_FOR_VGG16 = 16
+_LARGEST_PATCH = 32
 _SHARES = ("codebook_decay", "adversarial_from", "whitening")
 
 
@@ -102,17 +105,22 @@ class FitPCATokenizer(Fit):
 
     kind: Literal["fit-pca"] = "fit-pca"
     """Principal components of square patches of the pictures: plain latents, no training."""
-    channels: int = 24
-    """Components kept, at most 3 numbers for each pixel of a patch."""
+    components: int = 24
+    """Components kept, the channels of the latents; at most 3 for each pixel of a patch."""
     whitening: float = 0.6
-    """Power of its deviation that each component is divided by: 0 leaves them as they are, 1 makes all as loud."""
+    """Power of its deviation that each component is divided by: 0 leaves all as they are, 1 makes variances 1."""
 
     def check(self, image_size: int) -> None:
-        """Raise InputError as `Fit` does, and for more components than a patch has numbers."""
+        """Raise InputError as `Fit` does, and for more components than a patch has dimensions, or too large a patch."""
         super().check(image_size)
-        if self.channels > 3 * self.stride**2:
+        if self.stride > _LARGEST_PATCH:
             raise InputError(
-                f"--tokenizer.channels {self.channels}: a patch of {self.stride} x {self.stride} pixels has "
+                f"--tokenizer.stride {self.stride}: components are found of patches of {_LARGEST_PATCH} pixels a side "
+                "at most, for their time grows with the sixth power of it"
+            )
+        if self.components > 3 * self.stride**2:
+            raise InputError(
+                f"--tokenizer.components {self.components}: a patch of {self.stride} x {self.stride} pixels has "
                 f"{3 * self.stride**2} components at most"
             )
 
@@ -143,9 +151,9 @@ class FitAutoencoder(Fit):
 
     def check(self, image_size: int) -> None:
         """Raise InputError as `Fit` does, and unless the stride is even and the width a multiple of 8."""
-        if self.stride >= 1 and self.stride % 2:
-            raise InputError(f"--tokenizer.stride {self.stride}: an autoencoder's stride is even: 2, 4, 8, ...")
         super().check(image_size)
+        if self.stride % 2:
+            raise InputError(f"--tokenizer.stride {self.stride}: an autoencoder's stride is even: 2, 4, 8, ...")
         if self.width % 8:
             raise InputError(
                 f"--tokenizer.width {self.width}: a multiple of 8, for norms are over 8 groups of channels"

@@ -9,7 +9,7 @@ from upath import UPath
 from infra.console import stage
 from infra.follow import append, logged
 from infra.storage import read_json
-from train.best import best, keep_if_best
+from train.best import LOSS, best, keep_if_best
 from train.progress import fault, folders, newest_whole, step_of
 from train.results import EVALUATIONS, LOG
 from train.validation import DRAINED
@@ -28,10 +28,12 @@ def put_in_order(root: Path) -> Path | None:
     return newest
 
 
-def begin_like(longest: UPath | None, root: Path, log: Path, name: str) -> str:
-    """Return the progress of a shorter training to begin with; its logs and its best are then this training's too.
+def begin_like(longest: UPath | None, root: Path, log: Path, name: str, under: str | None = None) -> str:
+    """Return the progress of a shorter training to begin with; its log and its best are then this training's too.
 
-    Nothing where there is progress below `root` already, or none in the shorter one, whose Ray Train run is `name`.
+    So is what was measured of it under the conditions that this one measures `under`; where it measures nothing, None,
+    all is, but for a best by a distance, which it could never beat. Nothing where there is progress below `root`
+    already, or none in the shorter one, whose Ray Train run is `name`.
     """
     if longest is None or newest_whole(root) is not None:
         return ""
@@ -40,11 +42,13 @@ def begin_like(longest: UPath | None, root: Path, log: Path, name: str) -> str:
     if folder is None:
         return ""
     stage("checkpoint", f"the same training as {longest.name} but longer: going on from its step {step_of(folder)}")
-    for file in (LOG, EVALUATIONS):
-        for line in logged(shorter / file):
-            append(log.with_name(file), line)
+    for line in logged(shorter / LOG):
+        append(log, line)
+    for line in logged(shorter / EVALUATIONS):
+        if under in (None, line.get("under")):
+            append(log.with_name(EVALUATIONS), line)
     kept = best(shorter / name)
-    if kept is not None and not fault(kept.folder):
+    if kept is not None and not fault(kept.folder) and (kept.by == LOSS or kept.under == under):
         root.mkdir(parents=True, exist_ok=True)
         keep_if_best(root, kept.folder, kept.by, kept.value, kept.under)
     return str(folder)

@@ -108,9 +108,9 @@ def train(
             workers = _beside(validation, workers, config, compute)
         job = TrainJob(
             config, model, data, card.latent_scale, str(log), workers.cpus, str(root), str(root / STOP),
-            begin_like(begin, root, log, RUN), of, _noticing(compute), compute.train.sharded,
-            _recomputing(config, model, workers, cut=compute.train.sharded), validation.every if validation else 0,
-            from_model,
+            begin_like(begin, root, log, RUN, validation and validation.under), of, _noticing(compute),
+            compute.train.sharded, _recomputing(config, model, workers, cut=compute.train.sharded),
+            validation.every if validation else 0, from_model,
         )  # fmt: skip
         measuring = validation and validation.for_ray(card, root, log.with_name(EVALUATIONS))
         returned = _fit(job, Group(workers, compute.train.most_workers), out, measuring)

@@ -129,7 +129,10 @@ class SamplingSweep:
                 f"--tune.diffusion-steps has no effect: a {model.head.kind} head runs no process backwards"
             )
         if len(self.temperature) > 1 and not (denoises(model.head) or model.head.has_density):
-            raise InputError(f"--tune.temperature has no effect: a {model.head.kind} head draws from no distribution")
+            raise InputError(
+                f"--tune.temperature has no effect: a {model.head.kind} head draws from no distribution; "
+                "take one value, or --tune.kind none"
+            )
         if wrong := [start for start in self.max_timestep if not 0 <= start < TRAIN_TIMESTEPS]:
             raise InputError(f"--tune.max-timestep {wrong[0]} must be from 0 to {TRAIN_TIMESTEPS - 1}")
         for sampling in self.settings(base):

@@ -120,11 +120,13 @@ def test_fit_of_a_tokenizer_is_counted_as_its_steps_cost(tmp_path):
     operations, size = fitted(config, 16, 0)
     assert operations == pytest.approx(7 * counter.get_total_flops(), rel=0.1)  # no gradient of the images
     assert size == 4 * sum(parameter.numel() for parameter in model.parameters())
-    components = FitPCATokenizer(stride=4, channels=5)
+    components = FitPCATokenizer(stride=4, components=5)
     operations, size = fitted(components, 16, 100)
     assert (
         operations == 2 * 100 * 2 * 16 * 48**2
     )  # the products of 48 numbers of 16 patches of a picture and its mirror
+    assert fitted(components, 16, 1_281_167)[0] == 200 * operations, "20,000 are read at most"
+    assert fitted(components, 16, None)[0] is None
     assert size == 4 * (PatchPCA.fitted(components, np.zeros((1, 16, 16, 3), np.uint8)).components.numel() + 48)
     line = rows(emoji_32(), Compute(out=str(tmp_path)))["tokenizer"]
     assert "TFLOP" in line

@@ -20,7 +20,7 @@ from pipeline.own_models import NETWORKS, Cut, network_of
 from pipeline.plan import Planner
 from pipeline.target import recipe_at
 from tests.tokenize_jobs.test_sources import encoded, write_tar
-from tokenize_jobs.config import FitTokenizer, PretrainedTokenizer
+from tokenize_jobs.config import FitTokenizer, FitVQTokenizer, PretrainedTokenizer
 from tokenize_jobs.sources import listing
 from tokenize_jobs.tokenizers import geometry
 
@@ -76,6 +76,20 @@ def test_trunk_head_and_patch_follow_from_what_the_tokenizer_makes(kind, tokens,
     run.recipe.evaluate.generate.sampling.check(model)
     run.recipe.tune.check(model, run.recipe.evaluate.generate.sampling)
     assert model.num_tokens == tokens
+
+
+@pytest.mark.parametrize("flag", [("stride", 0), ("stride", -8), ("components", 193), ("whitening", 2.0)])
+def test_tokenizer_that_does_not_fit_is_refused_by_its_flag(flag):
+    name, value = flag
+    begun = sketch("images-64")
+    with pytest.raises(InputError, match=rf"^--tokenizer\.{name} {value}"):
+        own_recipe(replace(begun, tokenizer=replace(begun.tokenizer, **{name: value})), "hour", Seen(3000, 10))
+
+
+def test_codes_are_trained_longer_for_what_a_diffusion_loss_would_take():
+    codes = replace(sketch("images-64"), tokenizer=FitVQTokenizer(stride=16))
+    few = [own_recipe(begun, "hour", Seen(100_000, 10)).train.train_steps for begun in (sketch("images-64"), codes)]
+    assert few[1] > 2 * few[0]
 
 
 def test_more_budget_trains_longer_and_more_pictures_never_take_a_smaller_network():

@@ -14,7 +14,7 @@ STEPS = ("tokenizer", "latents", "reference", "checkpoint", "sweep", "evaluation
 CLASSES = {"blue hour": (20, 40, 160), "été": (220, 180, 40)}
 TINY = """
     --budget minutes --tokenizer.train-steps 20 --tokenizer.width 16
-    --train.model.trunk.encoder-width 32 --train.model.trunk.decoder-width 32 --train.model.head.width 32
+    --train.model.trunk.width 32 --train.model.trunk.depth 2 --train.model.head.width 32
     --train.train-steps 12 --train.batch-size 16 --train.checkpoint-every 4 --train.log-every 2
     --evaluate.generate.images 24 --evaluate.generate.sampling.diffusion-steps.first 5
     --evaluate.generate.sampling.diffusion-steps.last 5 --tune.images 16 --tune.widen 0

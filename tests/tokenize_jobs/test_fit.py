@@ -26,7 +26,7 @@ CONFIG = FitTokenizer(**SIZES)
 VQ = FitVQTokenizer(**SIZES, codebook_size=20)
 JUDGED = replace(VQ, adversarial=0.5, adversarial_from=0.2)
 MULTI_SCALE = FitMultiScaleTokenizer(**SIZES, codebook_size=20, scales=(1, 2, 4), phis=2)
-PCA = FitPCATokenizer(stride=2, channels=4)
+PCA = FitPCATokenizer(stride=2, components=4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 
 

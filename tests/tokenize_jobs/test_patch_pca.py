@@ -14,7 +14,7 @@ from tokenize_jobs.tokenizers.fit import fit
 from tokenize_jobs.tokenizers.patch_pca import PatchPCA
 from tokenize_jobs.tokenizers.pixels import from_uint8
 
-CONFIG = FitPCATokenizer(stride=4, channels=7)
+CONFIG = FitPCATokenizer(stride=4, components=7)
 
 
 def pictures(seed, count=40, side=8):
@@ -75,7 +75,7 @@ def test_order_of_the_pictures_decides_nothing_but_rounding():
 
 @pytest.mark.parametrize("images", [np.full((3, 8, 8, 3), 200, np.uint8), pictures(0, count=1)], ids=["flat", "one"])
 def test_pictures_with_nothing_to_tell_stay_finite(images):
-    model = PatchPCA.fitted(FitPCATokenizer(stride=4, channels=48), images)
+    model = PatchPCA.fitted(FitPCATokenizer(stride=4, components=48), images)
     decoded = model.decode(model.encode(from_uint8(images)))
     torch.testing.assert_close(decoded, from_uint8(images), rtol=0, atol=1e-3)
 
@@ -91,9 +91,13 @@ def test_folder_read_back_has_the_same_latents(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "fault"),
     [
-        ({"channels": 49}, "--tokenizer.channels 49: a patch of 4 x 4 pixels has 48 components at most"),
+        ({"components": 49}, "--tokenizer.components 49: a patch of 4 x 4 pixels has 48 components at most"),
         ({"whitening": 1.1}, "--tokenizer.whitening 1.1 must be from 0 to 1"),
         ({"whitening": float("nan")}, "--tokenizer.whitening nan must be from 0 to 1"),
+        (
+            {"stride": 8, "components": 193},
+            "--tokenizer.components 193: a patch of 8 x 8 pixels has 192 components at most",
+        ),
         ({"stride": 3}, "--tokenize.image-size 8: the tokenizer's stride 3 does not divide it; take 6 or 9"),
     ],
 )
@@ -101,3 +105,11 @@ def test_components_that_do_not_fit_are_refused(changed, fault):
     CONFIG.check(8)
     with pytest.raises(InputError, match=fault):
         replace(CONFIG, **changed).check(8)
+
+
+def test_patches_whose_components_would_take_minutes_are_refused():
+    replace(CONFIG, stride=32).check(64)
+    with pytest.raises(
+        InputError, match=r"--tokenizer\.stride 64: components are found of patches of 32 pixels a side"
+    ):
+        replace(CONFIG, stride=64).check(64)

@@ -119,15 +119,29 @@ def test_best_of_the_shorter_training_and_what_was_measured_of_it_are_the_longer
     for step, value in ((4, 0.5), (8, 0.7)):
         write(short / "ray_train" / f"step_{step:08d}", step)
         keep_if_best(short / "ray_train", short / "ray_train" / f"step_{step:08d}", by, value, "500 images")
-        append(short / EVALUATIONS, {"step": step, "fd": value})
+        append(short / EVALUATIONS, {"step": step, "fd": value, "under": "500 images"})
     root = longer / "ray_train"
     for _ in range(2):
-        assert begin_like(location(short), root, longer / LOG, "ray_train").endswith("step_00000008")
+        assert begin_like(location(short), root, longer / LOG, "ray_train", "500 images").endswith("step_00000008")
     assert logged(longer / EVALUATIONS) == logged(short / EVALUATIONS)
     write(root / "step_00000012", 12)
     assert not keep_if_best(root, root / "step_00000012", by, 0.6, "500 images")
     assert (best(root).step, best(root).by) == (4, by)
     assert weights(best(root).folder).eq(4).all()
     truncate(best(short / "ray_train").folder, np.random.default_rng(0))
-    begin_like(location(short), tmp_path / "other" / "ray_train", longer / LOG, "ray_train")
+    begin_like(location(short), tmp_path / "other" / "ray_train", longer / LOG, "ray_train", "500 images")
     assert best(tmp_path / "other" / "ray_train") is None, "a damaged one is not handed on"
+
+
+@pytest.mark.parametrize(
+    ("under", "lines", "kept"), [("500 images", 1, True), ("64 images", 0, False), (None, 1, False)]
+)
+def test_distances_under_other_conditions_are_not_the_longer_trainings(under, lines, kept, tmp_path):
+    short, longer = tmp_path / "short", tmp_path / "longer"
+    write(short / "ray_train" / "step_00000004", 4)
+    keep_if_best(short / "ray_train", short / "ray_train" / "step_00000004", DISTANCE, 0.5, "500 images")
+    append(short / EVALUATIONS, {"step": 4, "fd": 0.5, "under": "500 images"})
+    longer.mkdir()
+    assert begin_like(location(short), longer / "ray_train", longer / LOG, "ray_train", under)
+    assert len(list(logged(longer / EVALUATIONS)) if (longer / EVALUATIONS).exists() else []) == lines
+    assert (best(longer / "ray_train") is not None) == kept

@@ -11,14 +11,13 @@ from infra.cluster import Compute, connected
 from infra.console import Progress, stage
 from infra.errors import InputError
 from infra.follow import append, following
-from tokenize_jobs.config import Fit
+from tokenize_jobs.config import MOST_FITTED, Fit
 from tokenize_jobs.results import TokenizerResult
 from tokenize_jobs.sources.listing import Images, Listing
 from tokenize_jobs.sources.samples import evenly
 from tokenize_jobs.sources.survey import require_usable
 from tokenize_jobs.tokenizers.fit import fit, reconstruction_psnr
 
-_MOST_IMAGES = 20_000  # fits in memory at any size this tokenizer is meant for
 _MOST_HELDOUT, _MOST_SHARDS = 1000, 1024
 
 
@@ -30,7 +29,7 @@ def fit_tokenizer(config: Fit, images: Images, size: int, out: UPath, compute: C
     config.check(size)
     require_usable(images.train)
     with connected(compute) as cluster:
-        stage("tokenizer", f"fitting on up to {_MOST_IMAGES} images of {size} px")
+        stage("tokenizer", f"fitting on up to {MOST_FITTED} images of {size} px")
         progress, log = Progress("tokenizer", config.steps, "steps"), Path(str(out)) / "fit.jsonl"
         cpus, gpus = cluster.train.cpus, cluster.train.gpus
         job = _fit.options(num_cpus=cpus, num_gpus=gpus)
@@ -46,7 +45,7 @@ def _fit(config: Fit, images: Images, size: int, out: str, cores: int) -> Tokeni
         if step % 50 == 0:
             append(Path(out) / "fit.jsonl", {"step": step, "psnr": psnr})
 
-    found = evenly(_some_shards(images.train), size, _MOST_IMAGES)
+    found = evenly(_some_shards(images.train), size, MOST_FITTED)
     if not len(found):
         raise InputError(f"image source {images.train.root}: holds no usable image")
     model = fit(config, found, Path(out), report)

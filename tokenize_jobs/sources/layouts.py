@@ -45,7 +45,8 @@ def _refuse_mixed(root: UPath, layout: Layout, taken: Mapping[str, Any], found: 
     tars = {IMAGENET, WEBDATASET}  # beside the training images the other downloads may lie; many a .npz has no pictures
     others = [other for other in LAYOUTS.values() if other not in (layout, NPZ) and not {other, layout} <= tars]
     left = [name for name in found if name not in taken and any(other.takes(name) for other in others)]
-    left = [name for name in left if f"{name.removesuffix('.parquet')}.tar" not in taken]  # img2dataset's metadata
+    shards = {name.lower() for name in taken}
+    left = [name for name in left if f"{name.lower().removesuffix('.parquet')}.tar" not in shards]  # img2dataset's
     ignored = sum(int(found[name]["size"] or 0) for name in left)
     if ignored > _MOST_IGNORED * sum(int(info["size"] or 0) for info in taken.values()):
         raise InputError(

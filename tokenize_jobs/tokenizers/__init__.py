@@ -206,7 +206,7 @@ def _geometry_of_fitted(path: str) -> Geometry:
 
 def _form_of_fitted(shape: Mapping[str, Any]) -> str:
     """Return which of the fitted kinds has this shape."""
-    marks = {"scales": "multi-scale", "codebook_size": "vq", "whitening": "pca"}
+    marks = {"scales": "multi-scale", "codebook_size": "vq", "components": "pca"}
     return next((form for mark, form in marks.items() if mark in shape), "kl")
 
 
@@ -216,11 +216,11 @@ def _grid_of_fitted(shape: Mapping[str, Any]) -> Grid:
         return multi_scale_grid(shape["codebook_size"], shape["channels"], [shape["scales"]], shape["phis"])
     if form == "vq":
         return code_grid(shape["codebook_size"])
-    return (plain_grid if form == "pca" else gaussian_grid)(shape["channels"])
+    return plain_grid(shape["components"]) if form == "pca" else gaussian_grid(shape["channels"])
 
 
 _NUMBERS_OF_FITTED = {
-    "kl": ("stride", "channels"), "pca": ("stride", "channels"), "vq": ("stride", "channels", "codebook_size"),
+    "kl": ("stride", "channels"), "pca": ("stride", "components"), "vq": ("stride", "channels", "codebook_size"),
     "multi-scale": ("stride", "channels", "codebook_size", "phis"),
 }  # fmt: skip
 
@@ -230,8 +230,7 @@ def _fitted_shape(path: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
         shape = {name: int(found[name]) for name in _NUMBERS_OF_FITTED[_form_of_fitted(found)]}
-        shape |= {"scales": tuple(map(int, found["scales"]))} if "scales" in found else {}
-        return shape | ({"whitening": float(found["whitening"])} if "whitening" in found else {})
+        return shape | ({"scales": tuple(map(int, found["scales"]))} if "scales" in found else {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None
 

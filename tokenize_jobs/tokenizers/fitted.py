@@ -22,7 +22,6 @@ class FittedShape:
     """Sizes of a fitted tokenizer."""
 
     stride: int
-    channels: int
 
 
 class Fitted(nn.Module):

@@ -18,13 +18,14 @@ from tokenize_jobs.tokenizers.pixels import from_uint8
 from tokenize_jobs.tokens import plain_grid
 
 _AT_ONCE = 256
-_LEAST_DEVIATION = 1e-3  # of pixels in [-1, 1]: a component below it is rounding, not to be made loud
+_LEAST_DEVIATION = 1e-3  # of pixels in [-1, 1]: a component below it is rounding, not to be scaled up
 
 
 @dataclass(frozen=True, kw_only=True)
 class PCAShape(FittedShape):
-    """What the components of patches are: so many, of patches of `stride` pixels a side."""
+    """So many components of patches of `stride` pixels a side."""
 
+    components: int
     whitening: float
 
 
@@ -34,11 +35,11 @@ class PatchPCA(Fitted):
     shape_type: ClassVar[type[FittedShape]] = PCAShape
 
     def __init__(self, shape: PCAShape) -> None:
-        super().__init__(shape, plain_grid(shape.channels))
+        super().__init__(shape, plain_grid(shape.components))
         side, whole = shape.stride, {"requires_grad": False}
         self.mean = nn.Parameter(torch.zeros(3, side, side), **whole)
-        self.components = nn.Parameter(torch.zeros(shape.channels, 3, side, side), **whole)
-        self.scales = nn.Parameter(torch.ones(shape.channels), **whole)
+        self.components = nn.Parameter(torch.zeros(shape.components, 3, side, side), **whole)
+        self.scales = nn.Parameter(torch.ones(shape.components), **whole)
 
     @classmethod
     def fitted(cls, config: FitPCATokenizer, images: np.ndarray) -> Self:
@@ -53,10 +54,10 @@ class PatchPCA(Fitted):
                 squares = squares + patches.mT @ patches
         mean = total / count
         variances, vectors = torch.linalg.eigh(squares / count - torch.outer(mean, mean))
-        kept = vectors.flip(1)[:, : config.channels].mT  # eigh's order is ascending
+        kept = vectors.flip(1)[:, : config.components].mT  # eigh's order is ascending
         largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
-        deviations = variances.flip(0)[: config.channels].clamp(min=_LEAST_DEVIATION**2).sqrt()
-        model = cls(PCAShape(stride=side, channels=config.channels, whitening=config.whitening))
+        deviations = variances.flip(0)[: config.components].clamp(min=_LEAST_DEVIATION**2).sqrt()
+        model = cls(PCAShape(stride=side, components=config.components, whitening=config.whitening))
         model.mean.copy_(mean.view(3, side, side))
         model.components.copy_((kept * largest.sign()).view(-1, 3, side, side))  # a vector's sign is nobody's choice
         model.scales.copy_(deviations**config.whitening)
@@ -71,6 +72,6 @@ class PatchPCA(Fitted):
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [-1, 1] of latents (B, C, h, w)."""
-        loud = latents.float() * self.scales.view(-1, 1, 1)
-        images = F.conv_transpose2d(loud, self.components, stride=self.stride)
+        unscaled = latents.float() * self.scales.view(-1, 1, 1)
+        images = F.conv_transpose2d(unscaled, self.components, stride=self.stride)
         return (images + self.mean.tile(1, *latents.shape[2:])).clamp(-1, 1)

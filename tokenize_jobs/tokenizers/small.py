@@ -21,6 +21,7 @@ from tokenize_jobs.tokens import Grid
 class Shape(FittedShape):
     """Sizes of a small autoencoder, whose stride is even."""
 
+    channels: int
     width: int
     depth: int
 

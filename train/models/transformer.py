@@ -30,9 +30,9 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *,
     dropout: float = 0.0, causal: bool = False, scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return torch's attention from queries (B, heads, n, head_dim) to (B, heads, N, head_dim): on a processor in
-    float32, since its bf16 kernel takes five times as long there, and ten times in the backward pass."""
-    on_processor = query.device.type == "cpu"
+    """Return torch's attention from queries (B, heads, n, head_dim) to (B, heads, N, head_dim): on a processor at least
+    in float32, since its bf16 kernel takes five times as long there, and ten times in the backward pass."""
+    on_processor = query.device.type == "cpu" and query.dtype != torch.float64
     if on_processor:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False) if on_processor else nullcontext():
