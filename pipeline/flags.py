@@ -6,6 +6,7 @@ carried over. `--tokenizer KIND:PATH` is short for `--tokenizer.kind KIND --toke
 """
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -28,8 +29,8 @@ Unflagged = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 _SHORT = {r"^--reference(?==|$)": "--reference.path", r"^--generate\.": "--evaluate.generate."}
 
 
-def parse(default: T, words: Sequence[str], prog: str) -> T:
-    """Return `default`, a dataclass, with what the flags in `words` say.
+def parse(default: T, words: Sequence[str], prog: str, *, strict: bool = True) -> T:
+    """Return `default`, a dataclass, with what the flags in `words` say; unless strict, those that it has not are left.
 
     Raises InputError for a kind that there is not; ends the process with code 2 for another bad flag, 0 after --help.
     """
@@ -38,10 +39,11 @@ def parse(default: T, words: Sequence[str], prog: str) -> T:
     chosen, rest = _kinds_chosen(words)
     switched, used = _switched(default, "", chosen)
     unused = [word for flag, (_, typed) in chosen.items() if flag not in used for word in typed.split(" ", 1)]
-    return tyro.cli(
-        type(default), prog=prog, args=[*rest, *unused], default=switched, description=_description(switched),
+    cli = functools.partial(
+        tyro.cli, type(default), prog=prog, default=switched, description=_description(switched),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
+    return cli(args=[*rest, *unused]) if strict else cli(args=rest, return_unknown_args=True)[0]
 
 
 def _kinds_chosen(words: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:

@@ -89,7 +89,10 @@ def chosen_run(
 
 def _own_run(words: list[str], prog: str, change: Callable[[Recipe], Recipe]) -> OwnRun:
     """Return the run whose recipe follows from the pictures and the budget, before the flags have a say of it."""
-    begun = parse(OwnRun(recipe=change(sketch(words[0]))), words[1:], prog)
+    default = OwnRun(recipe=change(sketch(words[0])))
+    begun = parse(default, words[1:], prog, strict=False)  # flags of a model that only the rules choose come later
+    if not isinstance(begun.recipe.images, ImageFiles) or not begun.recipe.images.path:
+        parse(default, words[1:], prog)  # --images.path itself may be mistyped
     recipe, scanned = resolved(begun.recipe, begun.budget)
     return OwnRun(recipe=change(recipe), scanned=scanned)
 

@@ -14,7 +14,7 @@ from infra.follow import logged
 from tests.pipeline.tiny import REPOSITORY, TINY, is_served, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
-STEPS, AWAY_SECONDS = 1500, 60
+STEPS, AWAY_SECONDS = 4000, 60
 FLAGS = [*TINY, "--train.train-steps", str(STEPS), "--train.checkpoint-every", "200", "--train.log-every", "5"]
 
 

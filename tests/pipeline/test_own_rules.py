@@ -254,3 +254,16 @@ def test_pictures_that_are_not_given_are_asked_for():
         run_of("--budget", "day")
     with pytest.raises(InputError, match="follows from pictures and budget"):
         recipe_at("images-64")
+
+
+def test_flags_of_what_the_rules_choose_are_taken_and_mistyped_ones_are_told(pictures, capsys):
+    words = ("--images.path", pictures / "folders", "--budget", "minutes")
+    trunk = run_of(*words, "--train.model.trunk.width", "32", "--train.model.trunk.depth", "2").recipe.train.model.trunk
+    assert (trunk.kind, trunk.width, trunk.depth) == ("causal", 32, 2)
+    for mistyped in (("--train.model.trunk.widht", "32"), ("--train.model.trunk.encoder-width", "32")):
+        with pytest.raises(SystemExit):
+            run_of(*words, *mistyped)
+        assert mistyped[0] in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_of("--image.path", pictures / "folders")
+    assert "--image.path" in capsys.readouterr().err
