@@ -230,6 +230,8 @@ def _fitted_shape(path: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
         shape = {name: int(found[name]) for name in _NUMBERS_OF_FITTED[_form_of_fitted(found)]}
+        if min(shape.values()) < 1:
+            raise ValueError(f"sizes {shape}, of which one is below 1")
         return shape | ({"scales": tuple(map(int, found["scales"]))} if "scales" in found else {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"tokenizer {file}: not the shape of a fitted tokenizer ({error!r})") from None

@@ -55,11 +55,13 @@ class PatchPCA(Fitted):
         mean = total / count
         variances, vectors = torch.linalg.eigh(squares / count - torch.outer(mean, mean))
         kept = vectors.flip(1)[:, : config.components].mT  # eigh's order is ascending
-        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+        # mirror images make entries of equal size and opposite sign: the first one decides, whatever rounding does
+        near_largest = kept.abs() > 0.999 * kept.abs().amax(1, keepdim=True)
+        signs = kept.gather(1, near_largest.int().argmax(1, keepdim=True)).sign()
         deviations = variances.flip(0)[: config.components].clamp(min=_LEAST_DEVIATION**2).sqrt()
         model = cls(PCAShape(stride=side, components=config.components, whitening=config.whitening))
         model.mean.copy_(mean.view(3, side, side))
-        model.components.copy_((kept * largest.sign()).view(-1, 3, side, side))  # a vector's sign is nobody's choice
+        model.components.copy_((kept * signs).view(-1, 3, side, side))  # a vector's sign is nobody's choice
         model.scales.copy_(deviations**config.whitening)
         return model.eval()
 
